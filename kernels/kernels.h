@@ -71,7 +71,7 @@ concept Kernels = requires(typename K::T* y, const typename K::T* x, const int32
     // N, C, dy (N, C), x (N, C), w (C), r (N), dx (N, C) +=
     K::rmsnorm_backward(n, n, x, x, x, x, y);
     // N, first head, heads, HS, theta, sign, positions (N), x (N, ld) in place, ld
-    K::rope(n, n, n, s, n, ids, y, n);
+    K::rope(n, n, n, n, s, n, ids, y, n);
     // one pair: shape, branches, qkv (rows, width), o (rows, H*HS), lse (rows, H)
     K::attention(h, b, x, y, y);
     // shape, branches, qkv, o, lse, d_o (rows, H*HS), dqkv (rows, width): rows of this pair are overwritten
