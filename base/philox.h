@@ -27,4 +27,15 @@ inline PhiloxCounter philox(uint64_t key, PhiloxCounter c) {
 // [0, 1), 24 bits.
 inline double uniform(uint32_t word) { return (word >> 8) * 0x1p-24; }
 
+// What the one seed of a run is used for; each use has its own key, so that no two read the same numbers.
+enum class Stream : uint64_t { kInit = 1, kDropout = 2, kOrder = 3, kSample = 4, kSplit = 5 };
+
+// SplitMix64's finaliser (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+inline uint64_t stream_key(uint64_t seed, Stream stream) {
+    uint64_t z = seed + static_cast<uint64_t>(stream) * 0x9E3779B97F4A7C15ull;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
 }  // namespace orpo

@@ -1,41 +1,60 @@
 // The contract of every operation: one concept, implemented by
-//   kernels/reference/  scalar text-book code, T = float or double: the oracle, and the target of finite differences
-//   kernels/cpu/        vectorised, threaded fp32
-// A backend is a class K with a storage type K::T and the static functions below. Pointers are row-major; "(N, C)"
-// behind a pointer is its shape; ld* is the distance between rows in elements. Nothing here knows of models or data.
+//   kernels/reference/  scalar text-book code, float or double: the oracle, and the target of finite differences
+//   kernels/cpu/        vectorised, threaded; fp32 or bf16
+//   kernels/cuda/       one GPU
+// A backend is an object `k` of class K: threads, streams, handles and scratch live in it, there are no globals.
+//   K::T       how activations are stored: float, bf16, double
+//   K::F       full precision: float (double in Reference<double>); adapters' masters, gradients, moments, statistics
+//   K::Weight  a frozen (out, in) matrix in whatever form the backend multiplies fastest
+//   K::Batch   a micro-batch where the kernels can read it
+// Pointers are row-major; "(N, C)" is a shape; ld* is the distance between rows in elements. T*, F* and double* point
+// into the backend's own memory (k.allocate): nobody else may read or write it, except through k.read and k.write.
+// Nothing here knows of models or data.
 //
-// Determinism: every output element is the sum of its terms in one fixed order that depends neither on the number of
-// threads nor on the number of rows in the call. `accumulate` products add term by term onto what is there, so that
-// summing over tokens in two calls gives the bits of one call.
+// Determinism: every output element is the sum of its terms in one fixed order that does not depend on the number of
+// threads nor, for products over features (linear, gemm_nt, gemm_nn, attention, norms, head), on the number of rows.
+// Two runs give the same bits. Sums over rows (gemm_tn, squared_norms) have an order fixed by the shapes.
+// Calls are in order; on a device they may still be running when they return. k.read waits.
 //
-//   operation            formula                                           FLOPs            bytes moved (elements)
-//   gemm_nt              C = A B^T + (accumulate ? C : 0)                  2 M N K          MK + NK + MN
-//   gemm_nn              C = A B   + (accumulate ? C : 0)                  2 M N K          MK + KN + MN
-//   gemm_tn              C = A^T B + (accumulate ? C : 0)                  2 M N K          KM + KN + 2MN
-//   embed                x[n] = E[ids[n]]                                  0                2 N C
-//   add                  x += y                                            n                3 n
-//   scale                x *= s                                            n                2 n
-//   rmsnorm              y = x r w,  r = 1 / sqrt(mean(x^2) + eps)         4 N C            2 N C
-//   rmsnorm_backward     dx += r (w dy - x r^2 mean(x w dy))               8 N C            4 N C
-//   rope                 pairs (j, j + HS/2) turned by sign * pos * theta^(-2j/HS)   6 N H HS/2   2 N H HS
-//   attention            o = softmax(q k^T / sqrt(HS)) v by ranges         4 HS H ctx       2 N (Hq + Hkv)
-//   attention_backward   dq, dk, dv                                        10 HS H ctx      4 N (Hq + Hkv)
-//   swiglu               h = silu(g) u                                     5 N I            3 N I
-//   swiglu_backward      dg = dh u silu'(g), du = dh silu(g)               9 N I            5 N I
-//   dropout              y = x mask / (1 - p)                              n                2 n
-//   softmax_xent         logp = z[t] - lse(z);  z <- softmax(z) - onehot   4 V              2 V
+//   operation          formula                                                     FLOPs               elements moved
+//   linear             y = x W^T                                                   2 N in out          N(in+out) + W
+//   linear_backward    dx = dy W                                                   2 N in out          N(in+out) + W
+//   gemm_nt            C = a A B^T + (accumulate ? C : 0)                          2 M N K             MK + NK + MN
+//   gemm_nn            C = a A B   + (accumulate ? C : 0)                          2 M N K             MK + KN + MN
+//   gemm_tn            C += A^T B, C in F                                          2 M N K             KM + KN + 2MN
+//   embed              x[n] = E[ids[n]]                                            0                   2 N C
+//   rmsnorm            y = x r w,  r = 1 / sqrt(mean(x^2) + eps)                   4 N C               2 N C
+//   add_rmsnorm        x2 = x + d;  y = x2 r w                                     5 N C               4 N C
+//   normalize          y = x r w, r given                                          2 N C               2 N C
+//   rmsnorm_backward   dx += r (w dy - x r^2 mean(x w dy))                         8 N C               4 N C
+//   rope               (a, b) -> (a c - sign b s, b c + sign a s), j and j + HS/2  3 N (H+KV) HS       2 N (H+KV) HS
+//   attention          o = softmax(q k^T / sqrt(HS)) v by ranges                   4 HS H ctx          N (2H + 2KV) HS
+//   attention_backward dq, dk, dv                                                  10 HS H ctx         4 N (H + KV) HS
+//   swiglu             h = silu(g) u                                               5 N I               3 N I
+//   swiglu_backward    dg = dh u silu'(g), du = dh silu(g)                         9 N I               5 N I
+//   dropout            y = x mask / (1 - p)                                        n                   2 n
+//   dropout_add        dx += d mask / (1 - p)                                      2 n                 3 n
+//   head               z = n W^T; logp = z[t] - lse(z); U = (softmax(z) - onehot) W   4 rows C V       2 rows C + 2 W
+//   orpo               c_t of every head row (kernels/orpo_pair.h)                 ~ 20 pairs          2 rows
+//   scatter_scaled     dn[n] = sum over the head rows i at n of c_i U_i            2 rows C            rows C + N C
+//   logits             z = n[row] W^T, in F                                        2 rows C V          rows (C + V) + W
+//   squared_norms      sum of g^2 of each slot, in double                          2 n                 n
+//   adamw              PyTorch's AdamW, decoupled weight decay                     ~ 14 n              7 n
+//   cast               y = (T) x                                                   0                   2 n
+//   cache_append       K/V rows of qkv -> cache                                    0                   4 N KV HS
+//   decode_attention   o of one new row a sequence over its cache                  4 HS H ctx          2 KV HS ctx
+// ctx: the sum over rows of how many rows each one sees.
 #pragma once
 
 #include <concepts>
 #include <cstdint>
+#include <functional>
+#include <string>
+
+#include "kernels/batch.h"
+#include "kernels/memory.h"
 
 namespace orpo {
-
-// Rows of one sequence that branches: [prompt | chosen | rejected] = [begin, chosen) [chosen, rejected) [rejected, end).
-// A prompt or chosen row sees rows begin..itself; a rejected row sees the prompt and rejected..itself.
-struct Branches {
-    int begin = 0, chosen = 0, rejected = 0, end = 0;
-};
 
 // Widths of the fused attention input: a row of qkv is [H heads of q | KV heads of k | KV heads of v], each HS wide.
 struct HeadShape {
@@ -43,47 +62,116 @@ struct HeadShape {
     int width() const { return (H + 2 * KV) * HS; }
 };
 
-// Coordinates of a dropout mask: with the place of an element (position in its sequence, channel) they are the whole
-// counter, so a mask does not depend on where a pair lies in a micro-batch.
-struct DropoutKey {
-    uint64_t seed = 0;
-    uint32_t step = 0;    // optimizer step
-    uint32_t tensor = 0;  // which input: layer * 4 + group
-    uint32_t pair = 0;    // pair in the optimizer batch
-    uint32_t branch = 0;  // 0 prompt and chosen, 1 rejected: both may stand at one position
+// What a weight will be asked for; a backend keeps only the forms that these need.
+enum WeightUse : unsigned {
+    kForward = 1,   // linear
+    kBackward = 2,  // linear_backward
+    kRows = 4,      // embed
+};
+// Rows [first, first + count) of the matrix as fp32, (count, cols). Called once per row, in ascending order.
+using RowReader = std::function<void(int64_t first, int64_t count, float* out)>;
+
+// The largest sizes that operations will be called with; a backend sizes its scratch from them.
+struct Limits {
+    int tokens = 0;  // rows of any call
+    int heads = 0;   // head rows of a micro-batch
+    int C = 0, I = 0, V = 0;
+    HeadShape shape;
+    bool gradients = true;  // backward operations will be called
+};
+
+// One adapter slot's part of an AdamW step. torch.optim.AdamW:
+//   p *= 1 - lr wd;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr / bias1 * m / (sqrt(v) / sqrt(bias2) +
+//   eps)
+// with g scaled by grad_scale first (clipping) and bias_i = 1 - b_i^t.
+struct AdamwSlot {
+    double lr = 0, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
+    double bias1 = 1, bias2 = 1;
+    double grad_scale = 1;
+    bool active = true;  // false: this slot is left as it is
 };
 
 template <class K>
-concept Kernels = requires(typename K::T* y, const typename K::T* x, const int32_t* ids, int n, double s, bool flag,
-                           Branches b, HeadShape h, DropoutKey key) {
-    // A (M, K) lda, B (N, K) ldb, C (M, N) ldc
-    K::gemm_nt(n, n, n, x, n, x, n, y, n, flag);
-    // A (M, K) lda, B (K, N) ldb, C (M, N) ldc
-    K::gemm_nn(n, n, n, x, n, x, n, y, n, flag);
-    // A (K, M) lda, B (K, N) ldb, C (M, N) ldc
-    K::gemm_tn(n, n, n, x, n, x, n, y, n, flag);
-    // N, C, ids (N), E (V, C), x (N, C)
-    K::embed(n, n, ids, x, y);
-    K::add(int64_t{}, x, y);      // y += x
-    K::scale(int64_t{}, s, y);    // y *= s
+concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typename K::F* f, const typename K::F* cf,
+                           double* d, const double* cd, const typename K::Weight& W, typename K::Batch& wb,
+                           const typename K::Batch& b, const MicroBatch& mb, const RowReader& reader, Limits limits,
+                           HeadShape h, int n, int64_t n64, double s, bool flag, uint32_t u, const AdamwSlot* slots,
+                           std::string name) {
+    // --- memory: all of it before the first step. While planning, allocate returns null and write/zero do nothing.
+    { k.planning() } -> std::convertible_to<bool>;
+    { k.memory() } -> std::convertible_to<const MemoryTable&>;
+    { k.template allocate<typename K::T>(Category::kActivations, name, n64) } -> std::same_as<typename K::T*>;
+    { k.template allocate<typename K::F>(Category::kActivations, name, n64) } -> std::same_as<typename K::F*>;
+    { k.template allocate<double>(Category::kActivations, name, n64) } -> std::same_as<double*>;
+    k.reserve(limits);  // scratch; a second call may only ask for the same or less
+    // name, rows (out), cols (in), WeightUse, reader (never called while planning)
+    { k.prepare(name, n64, n64, unsigned{}, reader) } -> std::same_as<typename K::Weight>;
+    // most tokens, pairs, head rows
+    { k.make_batch(n, n, n) } -> std::same_as<typename K::Batch>;
+    k.upload(mb, wb);
+    { b.N } -> std::convertible_to<int>;                          // tokens
+    { b.heads_n } -> std::convertible_to<int>;                    // head rows
+    { b.runs.begin()->slot } -> std::convertible_to<int>;         // SlotRun list, on the host
+    k.write(n64, static_cast<const typename K::F*>(nullptr), f);  // host -> backend
+    k.read(n64, cf, static_cast<typename K::F*>(nullptr));        // backend -> host
+    k.read(n64, cd, static_cast<double*>(nullptr));
+    k.zero(n64, f);
+    k.cast(n64, cf, y);
+    k.finish();  // waits for everything
+
+    // --- products.  N, x (N, in), W (out, in), y (N, out)
+    k.linear(n, x, W, y);
+    k.linear_backward(n, x, W, y);
+    // M, N, K, a, A (M, K) lda, B (N, K) ldb, C (M, N) ldc, accumulate
+    k.gemm_nt(n, n, n, s, x, n, x, n, y, n, flag);
+    // M, N, K, a, A (M, K) lda, B (K, N) ldb, C (M, N) ldc, accumulate
+    k.gemm_nn(n, n, n, s, x, n, x, n, y, n, flag);
+    // M, N, K, A (K, M) lda, B (K, N) ldb, C (M, N) ldc in F, always added to
+    k.gemm_tn(n, n, n, x, n, x, n, f, n);
+
+    // --- layers.  E (V, C), x (N, C)
+    k.embed(b, W, y);
     // N, C, eps, x (N, C), w (C), y (N, C), r (N)
-    K::rmsnorm(n, n, s, x, x, y, y);
+    k.rmsnorm(n, n, s, x, cf, y, f);
+    // N, C, eps, x (N, C), d (N, C), w (C), x2 (N, C; may be x), y (N, C; may be d), r (N)
+    k.add_rmsnorm(n, n, s, x, x, cf, y, y, f);
+    // N, C, x (N, C), w (C), r (N), y (N, C)
+    k.normalize(n, n, x, cf, cf, y);
     // N, C, dy (N, C), x (N, C), w (C), r (N), dx (N, C) +=
-    K::rmsnorm_backward(n, n, x, x, x, x, y);
-    // N, first head, heads, HS, theta, sign, positions (N), x (N, ld) in place, ld
-    K::rope(n, n, n, n, s, n, ids, y, n);
-    // one pair: shape, branches, qkv (rows, width), o (rows, H*HS), lse (rows, H)
-    K::attention(h, b, x, y, y);
-    // shape, branches, qkv, o, lse, d_o (rows, H*HS), dqkv (rows, width): rows of this pair are overwritten
-    K::attention_backward(h, b, x, x, x, x, y);
-    // N, I, gu (N, 2I) = [g | u], out (N, I)
-    K::swiglu(n, n, x, y);
+    k.rmsnorm_backward(n, n, x, x, cf, cf, y);
+    // shape, table (positions, HS/2, {cos, sin}) (kernels/rope_table.h), sign, qkv (N, width): q and k heads in place
+    k.rope(b, h, cf, n, y);
+    // all pairs: shape, qkv (N, width), o (N, H HS), lse (N, H)
+    k.attention(b, h, x, y, f);
+    // shape, qkv, o, lse, d_o (N, H HS), dqkv (N, width) overwritten
+    k.attention_backward(b, h, x, x, cf, x, y);
+    // N, I, gu (N, 2I) = [g | u], h (N, I)
+    k.swiglu(n, n, x, y);
     // N, I, dh (N, I), gu (N, 2I) overwritten by [dg | du]
-    K::swiglu_backward(n, n, x, y);
-    // rows, C, p, key, positions (rows), x (rows, C), y (rows, C)
-    K::dropout(n, n, s, key, ids, x, y);
-    // rows, V, targets (rows), z (rows, V) overwritten, logp (rows, double)
-    K::softmax_xent(n, n, ids, y, static_cast<double*>(nullptr));
+    k.swiglu_backward(n, n, x, y);
+    // first row, rows, C, p, tensor, x (N, C), y (N, C): rows [first, first + rows) only; masks: kernels/dropout_mask.h
+    k.dropout(b, n, n, n, s, u, x, y);
+    k.dropout_add(b, n, n, n, s, u, x, y);
+
+    // --- the head and the loss.  C, n (N, C), W (V, C), logp (heads), U (heads, C) or null
+    k.head(b, n, x, W, d, y);
+    // logp (heads), coefficients (heads)
+    k.orpo(b, cd, d);
+    // C, U (heads, C), coefficients (heads), dn (N, C) overwritten, rows without a head row with 0
+    k.scatter_scaled(b, n, x, cd, y);
+    // C, n (N, C), W, z (heads, V)
+    k.logits(b, n, x, W, f);
+
+    // --- the optimizer, over flat arenas (slots, n).  out, slots: host memory
+    k.squared_norms(n, n64, cf, d);
+    // slots, n, AdamwSlot (slots), p, g, m, v
+    k.adamw(n, n64, slots, f, cf, f, f);
+
+    // --- generation. Row n belongs to sequence mask_pair / 2 and stands at positions[n] of it.
+    // shape, capacity, qkv (N, width) after rope, cache (sequences, capacity, 2, KV, HS)
+    k.cache_append(b, h, n, x, y);
+    // shape, capacity, qkv, cache with the new rows appended, o (N, H HS): row n sees positions 0..positions[n]
+    k.decode_attention(b, h, n, x, x, y);
 };
 
 }  // namespace orpo
