@@ -26,7 +26,7 @@
 //   rmsnorm            y = x r w,  r = 1 / sqrt(mean(x^2) + eps)                   4 N C               2 N C
 //   add_rmsnorm        x2 = x + d;  y = x2 r w                                     5 N C               4 N C
 //   normalize          y = x r w, r given                                          2 N C               2 N C
-//   rmsnorm_backward   dx += r (w dy - x r^2 mean(x w dy))                         8 N C               4 N C
+//   rmsnorm_backward   dx (+)= r (w dy - x r^2 mean(x w dy))                         8 N C               4 N C
 //   rope               (a, b) -> (a c - sign b s, b c + sign a s), j and j + HS/2  3 N (H+KV) HS       2 N (H+KV) HS
 //   attention          o = softmax(q k^T / sqrt(HS)) v by ranges                   4 HS H ctx          N (2H + 2KV) HS
 //   attention_backward dq, dk, dv                                                  10 HS H ctx         4 N (H + KV) HS
@@ -137,8 +137,8 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     k.add_rmsnorm(n, n, s, x, x, cf, y, y, f);
     // N, C, x (N, C), w (C), r (N), y (N, C)
     k.normalize(n, n, x, cf, cf, y);
-    // N, C, dy (N, C), x (N, C), w (C), r (N), dx (N, C) +=
-    k.rmsnorm_backward(n, n, x, x, cf, cf, y);
+    // N, C, dy (N, C), x (N, C), w (C), r (N), dx (N, C), accumulate: added to dx, or written
+    k.rmsnorm_backward(n, n, x, x, cf, cf, y, flag);
     // shape, table (positions, HS/2, {cos, sin}) (kernels/rope_table.h), sign, qkv (N, width): q and k heads in place
     k.rope(b, h, cf, n, y);
     // all pairs: shape, qkv (N, width), o (N, H HS), lse (N, H)

@@ -28,6 +28,13 @@ struct LoraConfig {
     double scale() const { return rslora ? alpha / std::sqrt(static_cast<double>(R)) : alpha / R; }
 };
 
+// What one adapter slot may have of its own: everything that is not a shape. A slot of lower rank leaves the last rows
+// of its A and columns of its B at zero, where they stay, for their gradients are zero too.
+struct LoraSlot {
+    double scale = 1;
+    double dropout = 0;
+};
+
 // One adapted linear inside its group.
 struct LoraTarget {
     Linear linear = Linear::kQ;
@@ -76,7 +83,8 @@ class LoraLayout {
             }
     }
 
-    const LoraConfig& config() const { return lora_; }
+    int R() const { return lora_.R; }
+    const std::array<bool, kLinears>& targets() const { return lora_.targets; }
     const LoraGroup& group(int layer, int g) const { return groups_[layer][g]; }
     int layers() const { return static_cast<int>(groups_.size()); }
     int64_t slot_size() const { return size_; }  // parameters of one adapter

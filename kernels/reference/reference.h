@@ -120,13 +120,14 @@ class Reference {
         for (int n = 0; n < N; ++n)
             for (int c = 0; c < C; ++c) y[int64_t{n} * C + c] = x[int64_t{n} * C + c] * r[n] * w[c];
     }
-    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const F* w, const F* r, T* dx) {
+    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const F* w, const F* r, T* dx, bool accumulate) {
         for (int n = 0; n < N; ++n) {
             const int64_t at = int64_t{n} * C;
             T dot = 0;
             for (int c = 0; c < C; ++c) dot += x[at + c] * w[c] * dy[at + c];
             const T pull = dot / C * r[n] * r[n];
-            for (int c = 0; c < C; ++c) dx[at + c] += r[n] * (w[c] * dy[at + c] - x[at + c] * pull);
+            for (int c = 0; c < C; ++c)
+                dx[at + c] = r[n] * (w[c] * dy[at + c] - x[at + c] * pull) + (accumulate ? dx[at + c] : T{0});
         }
     }
     void rope(const Batch& b, const HeadShape& shape, const F* table, int sign, T* qkv) {

@@ -1,0 +1,346 @@
+// SmolLM2 (Llama) forward and backward by hand, for LoRA parameters only: the base never gets a gradient. K is a
+// backend of kernels/kernels.h; the same lines run on every one.
+//
+//   x = E[ids]                                              (N, C)
+//   per layer:  n1 = rmsnorm(x);   qkv = n1 Wqkv^T + lora;  rope(q, k);  o = attention(qkv)
+//               x2 = x + o Wo^T + lora
+//               n2 = rmsnorm(x2);  gu = n2 Wgu^T + lora;    h = silu(g) u
+//               x' = x2 + h Wd^T + lora
+//   head:       logits = rmsnorm(x)[rows] W^T, one pass: log-probabilities, then U = (softmax - onehot) W
+//
+// Kept for backward, per layer and token: x, qkv, o, x2, gu, the lora S's, and a few scalars; norms and h are made
+// again. Keep says how much less may be kept. Evaluation keeps one layer's buffers and uses them for every layer.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/kernels.h"
+#include "kernels/rope_table.h"
+#include "model/base_weights.h"
+#include "model/lora.h"
+#include "model/transformer_sizes.h"
+
+namespace orpo {
+
+template <class K>
+class Transformer {
+  public:
+    using T = typename K::T;
+    using F = typename K::F;
+    using Batch = typename K::Batch;
+
+    // base, lora and slots outlive the transformer. slots: scale and dropout of each adapter slot.
+    Transformer(K& k, const ModelConfig& config, const BaseWeights<K>& base, const LoraLayout& lora,
+                const std::vector<LoraSlot>& slots, const TransformerSizes& sizes)
+        : k_(k),
+          cfg_(config),
+          base_(base),
+          lora_(lora),
+          slots_(slots),
+          sizes_(sizes),
+          shape_{config.H, config.KV, config.HS} {
+        ORPO_CHECK(lora.layers() == config.L);
+        allocate();
+    }
+
+    // Trains on the micro-batch: gradients += d(loss)/d(adapters). adapters: the slots' parameters in T, slot after
+    // slot (lora.slot_size() each). gradients: the same in F. The log-probabilities stay in logp().
+    void train(const Batch& batch, const T* adapters, F* gradients) {
+        ORPO_CHECK(sizes_.keep != Keep::kNothing);
+        forward(batch, adapters, Mode::kTrain);
+        k_.head(batch, cfg_.C, normed_, base_.head(), logp_, U_);
+        k_.orpo(batch, logp_, coefficients_);
+        backward(batch, gradients);
+    }
+    // The same in two halves, for tests that set the coefficients c_t themselves.
+    void train_forward(const Batch& batch, const T* adapters) {
+        forward(batch, adapters, Mode::kTrain);
+        k_.head(batch, cfg_.C, normed_, base_.head(), logp_, U_);
+    }
+
+    // Log-probabilities only, no dropout: never slower or larger than the forward half of train.
+    void evaluate(const Batch& batch, const T* adapters) {
+        forward(batch, adapters, Mode::kEvaluate);
+        k_.head(batch, cfg_.C, normed_, base_.head(), logp_, static_cast<T*>(nullptr));
+    }
+    const double* logp() const { return logp_; }  // (heads)
+
+    // Generation. prefill: whole prompts (a pair without answers is a text), whose keys and values go to the cache.
+    // decode: one new row per sequence. Both leave the logits of the batch's head rows in logits(), (heads, V).
+    void prefill(const Batch& batch, const T* adapters) { generate(batch, adapters, Mode::kPrefill); }
+    void decode(const Batch& batch, const T* adapters) { generate(batch, adapters, Mode::kDecode); }
+    const F* logits() const { return logits_; }
+
+    const TransformerSizes& sizes() const { return sizes_; }
+
+  private:
+    enum class Mode { kTrain, kEvaluate, kPrefill, kDecode };
+
+    struct Saved {
+        T *x = nullptr, *x2 = nullptr;   // (N, C) input of the layer, and after attention
+        F *r1 = nullptr, *r2 = nullptr;  // (N) 1 / rms
+        T* qkv = nullptr;                // (N, width) after rope
+        T* o = nullptr;                  // (N, H HS)
+        F* lse = nullptr;                // (N, H)
+        T* gu = nullptr;                 // (N, 2I); backward overwrites it with its gradient
+        std::array<T*, kGroups> S = {};  // (N, group width) s * dropout(input) A^T
+    };
+
+    // --- forward. Leaves rmsnorm(output of the last layer) in normed_.
+    void forward(const Batch& batch, const T* adapters, Mode mode) {
+        ORPO_CHECK(batch.N > 0 && batch.N <= sizes_.tokens && batch.heads_n <= sizes_.heads);
+        batch_ = &batch, adapters_ = adapters, mode_ = mode;
+        Saved& first = saved(0);
+        k_.embed(batch, base_.embedding, first.x);
+        k_.rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, first.x, base_.layers[0].norm1, normed_, first.r1);
+        for (int l = 0; l < cfg_.L; ++l) {
+            attention_half(l);
+            mlp_half(l);
+            const bool last = l + 1 == cfg_.L;
+            Saved& next = last ? out_ : saved(l + 1);
+            k_.add_rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, saved(l).x2, delta_,
+                           last ? base_.final_norm : base_.layers[l + 1].norm1, next.x, normed_, next.r1);
+        }
+    }
+
+    // In: n1 in normed_. Out: x2 = x + o Wo^T and n2 in normed_.
+    void attention_half(int l) {
+        Saved& a = saved(l);
+        const auto& w = base_.layers[l];
+        linear(l, kQkv, w.qkv, normed_, a.qkv);
+        k_.rope(*batch_, shape_, rope_, 1, a.qkv);
+        if (mode_ == Mode::kPrefill || mode_ == Mode::kDecode)
+            k_.cache_append(*batch_, shape_, sizes_.max_positions, a.qkv, cache(l));
+        if (mode_ == Mode::kDecode)
+            k_.decode_attention(*batch_, shape_, sizes_.max_positions, a.qkv, cache(l), a.o);
+        else
+            k_.attention(*batch_, shape_, a.qkv, a.o, a.lse);
+        linear(l, kOut, w.out, a.o, delta_);
+        k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, a.x, delta_, w.norm2, a.x2, normed_, a.r2);
+    }
+
+    // In: n2 in normed_. Out: h Wd^T in delta_.
+    void mlp_half(int l) {
+        Saved& a = saved(l);
+        const auto& w = base_.layers[l];
+        linear(l, kGateUp, w.gate_up, normed_, a.gu);
+        k_.swiglu(batch_->N, cfg_.I, a.gu, h_);
+        linear(l, kDownProj, w.down, h_, delta_);
+    }
+
+    void generate(const Batch& batch, const T* adapters, Mode mode) {
+        ORPO_CHECK(sizes_.sequences > 0 && batch.heads_n <= sizes_.sequences);
+        forward(batch, adapters, mode);
+        k_.logits(batch, cfg_.C, normed_, base_.head(), logits_);
+    }
+
+    // --- backward, after train_forward and orpo.
+    void backward(const Batch& batch, F* gradients) {
+        gradients_ = gradients;
+        const int N = batch.N, C = cfg_.C;
+        k_.scatter_scaled(batch, C, U_, coefficients_, delta_);  // d(final norm's output)
+        k_.rmsnorm_backward(N, C, delta_, out_.x, base_.final_norm, out_.r1, dx_, false);
+        for (int l = cfg_.L - 1; l >= 0; --l) backward_layer(l);
+    }
+
+    // dx_: in: gradient of the layer's output; out: of its input (layer 0: not needed, left unfinished).
+    void backward_layer(int l) {
+        const int N = batch_->N, C = cfg_.C, I = cfg_.I;
+        const auto& w = base_.layers[l];
+        Saved& a = saved(l);
+        remake(l);
+        // x' = x2 + h Wd^T: dx_ is d(x') and, through the residual, the start of d(x2).
+        k_.swiglu(N, I, a.gu, h_);
+        linear_backward(l, kDownProj, w.down, h_, dx_, wide_);
+        k_.swiglu_backward(N, I, wide_, a.gu);
+        k_.normalize(N, C, a.x2, w.norm2, a.r2, normed_);
+        linear_backward(l, kGateUp, w.gate_up, normed_, a.gu, delta_);
+        k_.rmsnorm_backward(N, C, delta_, a.x2, w.norm2, a.r2, dx_, true);
+        // x2 = x + o Wo^T
+        linear_backward(l, kOut, w.out, a.o, dx_, delta_);
+        k_.attention_backward(*batch_, shape_, a.qkv, a.o, a.lse, delta_, wide_);
+        k_.rope(*batch_, shape_, rope_, -1, wide_);
+        k_.normalize(N, C, a.x, w.norm1, a.r1, normed_);
+        linear_backward(l, kQkv, w.qkv, normed_, wide_, l > 0 ? delta_ : nullptr);
+        if (l > 0) k_.rmsnorm_backward(N, C, delta_, a.x, w.norm1, a.r1, dx_, true);
+    }
+
+    // What forward did not keep.
+    void remake(int l) {
+        Saved& a = saved(l);
+        const auto& w = base_.layers[l];
+        if (sizes_.keep == Keep::kInputs) {
+            k_.normalize(batch_->N, cfg_.C, a.x, w.norm1, a.r1, normed_);
+            attention_half(l);
+            linear(l, kGateUp, w.gate_up, normed_, a.gu);
+            k_.swiglu(batch_->N, cfg_.I, a.gu, h_);
+            lora_in(l, kDownProj, h_);
+        } else if (sizes_.keep == Keep::kNoGateUp) {
+            k_.normalize(batch_->N, cfg_.C, a.x2, w.norm2, a.r2, normed_);
+            linear(l, kGateUp, w.gate_up, normed_, a.gu);
+        }
+    }
+
+    // --- the adapted linears
+    // y = x W^T + S B^T,  S = s dropout(x) A^T.    x (N, in), y (N, out)
+    void linear(int l, Group g, const typename K::Weight& W, const T* x, T* y) {
+        k_.linear(batch_->N, x, W, y);
+        const LoraGroup& group = lora_.group(l, g);
+        if (group.width == 0) return;
+        lora_in(l, g, x);
+        const int R = lora_.R();
+        for (const SlotRun& run : batch_->runs)
+            for (const LoraTarget& t : group.targets)
+                k_.gemm_nt(run.rows, t.out, R, 1, saved(l).S[g] + int64_t{run.first} * group.width + t.rank_offset,
+                           group.width, params(run.slot) + t.b, R, y + int64_t{run.first} * group.out + t.out_offset,
+                           group.out, true);
+    }
+    void lora_in(int l, Group g, const T* x) {
+        const LoraGroup& group = lora_.group(l, g);
+        if (group.width == 0) return;
+        for (const SlotRun& run : batch_->runs) {
+            const T* xd = dropped(l, g, run, x) + int64_t{run.first} * group.in;
+            k_.gemm_nt(run.rows, group.width, group.in, slots_[run.slot].scale, xd, group.in,
+                       params(run.slot) + group.a, group.in, saved(l).S[g] + int64_t{run.first} * group.width,
+                       group.width, false);
+        }
+    }
+
+    // dB += dy^T S;  dS = s dy B;  dA += dS^T dropout(x);  dx = dy W + dropout(dS A).    dx may be null.
+    void linear_backward(int l, Group g, const typename K::Weight& W, const T* x, const T* dy, T* dx) {
+        if (dx) k_.linear_backward(batch_->N, dy, W, dx);
+        const LoraGroup& group = lora_.group(l, g);
+        if (group.width == 0) return;
+        const int R = lora_.R();
+        for (const SlotRun& run : batch_->runs) {
+            const LoraSlot& slot = slots_[run.slot];
+            const int64_t first = run.first;
+            const T* S = saved(l).S[g] + first * group.width;
+            const T* xd = dropped(l, g, run, x) + first * group.in;
+            const T* p = params(run.slot);
+            F* grads = gradients_ + run.slot * lora_.slot_size();
+            T* dS = dS_ + first * group.width;
+            for (const LoraTarget& t : group.targets) {
+                const T* dyt = dy + first * group.out + t.out_offset;
+                k_.gemm_tn(t.out, R, run.rows, dyt, group.out, S + t.rank_offset, group.width, grads + t.b, R);
+                k_.gemm_nn(run.rows, R, t.out, slot.scale, dyt, group.out, p + t.b, R, dS + t.rank_offset, group.width,
+                           false);
+            }
+            k_.gemm_tn(group.width, group.in, run.rows, dS, group.width, xd, group.in, grads + group.a, group.in);
+            if (!dx) continue;
+            const bool dropping = slot.dropout > 0;
+            k_.gemm_nn(run.rows, group.in, group.width, 1, dS, group.width, p + group.a, group.in,
+                       (dropping ? ddropped_ : dx) + first * group.in, group.in, !dropping);
+            if (dropping)
+                k_.dropout_add(*batch_, run.first, run.rows, group.in, slot.dropout, tensor(l, g), ddropped_, dx);
+        }
+    }
+
+    // The input of A: x itself, or a copy whose rows of this run are dropped out.
+    const T* dropped(int l, Group g, const SlotRun& run, const T* x) {
+        const LoraSlot& slot = slots_[run.slot];
+        if (mode_ != Mode::kTrain || slot.dropout <= 0) return x;
+        k_.dropout(*batch_, run.first, run.rows, lora_.group(l, g).in, slot.dropout, tensor(l, g), x, dropped_);
+        return dropped_;
+    }
+    static uint32_t tensor(int l, Group g) { return static_cast<uint32_t>(l * kGroups + g); }
+    const T* params(int slot) const { return adapters_ + slot * lora_.slot_size(); }
+
+    // --- memory
+    // Training keeps every layer; anything else works in the first layer's buffers.
+    Saved& saved(int l) { return acts_[mode_ == Mode::kTrain ? l : 0]; }
+    T* cache(int l) { return cache_ + int64_t{l} * cache_layer(); }
+    int64_t cache_layer() const { return int64_t{sizes_.sequences} * sizes_.max_positions * 2 * shape_.KV * shape_.HS; }
+
+    // Sets every pointer. The order and the names are those of the printed plan.
+    void allocate() {
+        const int64_t N = sizes_.tokens, C = cfg_.C, I = cfg_.I, attn = int64_t{shape_.H} * shape_.HS;
+        const auto act = [&](const std::string& name, int64_t per_token) {
+            return k_.template allocate<T>(Category::kActivations, name, N * per_token);
+        };
+        const auto stat = [&](const std::string& name, int64_t per_token) {
+            return k_.template allocate<F>(Category::kActivations, name, N * per_token);
+        };
+        const Keep keep = sizes_.keep;
+        acts_.resize(cfg_.L);
+        int widest_in = 0, widest_group = 0;
+        bool dropping = false;
+        for (const LoraSlot& slot : slots_) dropping |= slot.dropout > 0;
+        for (int l = 0; l < cfg_.L; ++l) {
+            Saved& a = acts_[l];
+            const std::string at = "layer " + std::to_string(l) + " ";
+            if (l > 0) a = acts_[0];  // shared, unless it is kept
+            const bool first = l == 0, inputs = first || keep != Keep::kNothing;
+            const bool inner = first || keep == Keep::kActivations || keep == Keep::kNoGateUp;
+            const bool gate_up = first || keep == Keep::kActivations;
+            if (inputs) a.x = act(at + "x", C), a.r1 = stat(at + "r1", 1);
+            if (inner) {
+                a.x2 = act(at + "x2", C), a.r2 = stat(at + "r2", 1);
+                a.qkv = act(at + "qkv", shape_.width());
+                a.o = act(at + "o", attn), a.lse = stat(at + "lse", shape_.H);
+            }
+            if (gate_up) a.gu = act(at + "gate|up", 2 * I);
+            for (int g = 0; g < kGroups; ++g) {
+                const LoraGroup& group = lora_.group(l, g);
+                if (group.width == 0) continue;
+                if (g == kGateUp ? gate_up : inner) a.S[g] = act(at + "lora " + std::to_string(g), group.width);
+                widest_in = std::max(widest_in, group.in), widest_group = std::max(widest_group, group.width);
+            }
+        }
+        out_.x = act("output", C), out_.r1 = stat("output r", 1);
+        normed_ = act("normed", C), delta_ = act("delta", std::max(C, attn)), h_ = act("h", I);
+        logp_ = k_.template allocate<double>(Category::kActivations, "log-probabilities", sizes_.heads);
+        if (keep != Keep::kNothing) {
+            dx_ = act("dx", C), wide_ = act("dqkv, dh", std::max<int64_t>(shape_.width(), I));
+            dS_ = act("dS", widest_group);
+            if (dropping) dropped_ = act("dropped", widest_in), ddropped_ = act("d dropped", widest_in);
+            U_ = k_.template allocate<T>(Category::kActivations, "head U", int64_t{sizes_.heads} * C);
+            coefficients_ = k_.template allocate<double>(Category::kActivations, "coefficients", sizes_.heads);
+        }
+        if (sizes_.sequences > 0) {
+            cache_ = k_.template allocate<T>(Category::kCache, "keys and values", cfg_.L * cache_layer());
+            logits_ = k_.template allocate<F>(Category::kCache, "logits", int64_t{sizes_.sequences} * cfg_.V);
+        }
+        rope_ = k_.template allocate<F>(Category::kWorkspace, "rope table",
+                                        int64_t{sizes_.max_positions} * (shape_.HS / 2) * 2);
+        k_.reserve({sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing});
+        if (k_.planning()) return;
+        const std::vector<F> table = rope_table<F>(sizes_.max_positions, shape_.HS, cfg_.rope_theta);
+        k_.write(static_cast<int64_t>(table.size()), table.data(), rope_);
+    }
+
+    K& k_;
+    ModelConfig cfg_;
+    const BaseWeights<K>& base_;
+    const LoraLayout& lora_;
+    const std::vector<LoraSlot>& slots_;
+    TransformerSizes sizes_;
+    HeadShape shape_;
+
+    std::vector<Saved> acts_;  // (L); layers share what is not kept
+    Saved out_;                // x and r1 of the final norm
+    F* rope_ = nullptr;        // (max_positions, HS/2, 2)
+    T* normed_ = nullptr;      // (N, C)
+    T* delta_ = nullptr;       // (N, max(C, H HS)) what a half layer adds; in backward gradients of its input
+    T* dx_ = nullptr;          // (N, C)
+    T* wide_ = nullptr;        // (N, max(width, I)): dqkv or dh
+    T* h_ = nullptr;           // (N, I)
+    T* dS_ = nullptr;          // (N, largest group width)
+    T *dropped_ = nullptr, *ddropped_ = nullptr;        // (N, largest in), only with dropout
+    T* U_ = nullptr;                                    // (heads, C)
+    double *logp_ = nullptr, *coefficients_ = nullptr;  // (heads)
+    T* cache_ = nullptr;                                // (L, sequences, max_positions, 2, KV, HS)
+    F* logits_ = nullptr;                               // (sequences, V)
+
+    // The micro-batch of the last forward().
+    const Batch* batch_ = nullptr;
+    const T* adapters_ = nullptr;
+    F* gradients_ = nullptr;
+    Mode mode_ = Mode::kEvaluate;
+};
+
+}  // namespace orpo
