@@ -1,21 +1,31 @@
 # The front door; CMake does the work.
-#   make        installs what is missing (Debian packages) and builds ./orpo's libraries
-#   make test   the same, then runs every test
+#   make              installs what is missing (Debian packages) and builds ./orpo
+#   make quickstart   the same, gets the real 135M model, trains it on data/samples and shows what changed
+#   make test         installs, builds everything and runs every test (with the real model)
 BUILD ?= build
 JOBS  ?= $(shell nproc)
 
-.PHONY: all setup configure test clean
-all: configure
-	cmake --build $(BUILD) -j $(JOBS)
+.PHONY: all orpo quickstart test setup configure clean
+all: orpo
 
 setup:
-	@sh tools/setup.sh
+	@sh tools/setup.sh build
 
 configure: setup
-	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release >$(BUILD).log 2>&1 || { cat $(BUILD).log; rm -f $(BUILD).log; exit 1; }
+	@rm -f $(BUILD).log
 
-test: all
+orpo: configure
+	cmake --build $(BUILD) -j $(JOBS) --target orpo
+	@ln -sf $(BUILD)/orpo orpo
+
+quickstart: orpo
+	@sh tools/quickstart.sh
+
+test: orpo
+	@sh tools/fetch_model.sh
+	cmake --build $(BUILD) -j $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure
 
 clean:
-	rm -rf $(BUILD)
+	rm -rf $(BUILD) orpo

@@ -1,0 +1,18 @@
+#!/bin/sh
+# The main job on a fresh machine: build, get the real 135M, train on data/samples, and show what changed.
+# `make quickstart` has installed the packages and built ./orpo before this runs.
+set -eu
+cd "$(dirname "$0")/.."
+sh tools/fetch_model.sh
+run=runs/quickstart-$(date +%Y%m%d-%H%M%S)
+question="My houseplant's leaves are turning yellow. What should I check first?"
+say() { printf '\n\033[1m%s\033[0m\n' "$*" >&2; }
+[ -t 2 ] || say() { printf '\n%s\n' "$*" >&2; }
+
+say "1. The model's answer before training: $question"
+./orpo generate --prompt "$question" --temperature 0 --max-tokens 80 --quiet
+say "2. Training a LoRA adapter on data/samples (settings are printed; nothing else was chosen by hand)"
+./orpo train data/samples/train.jsonl --eval data/samples/eval.jsonl --out "$run" "$@"
+say "3. The answer after training"
+./orpo generate --adapter "$run/adapter" --prompt "$question" --temperature 0 --max-tokens 80 --quiet
+say "The adapter is in $run/adapter (PEFT form). Next, try your own data: ./orpo train data.jsonl"
