@@ -1,0 +1,162 @@
+// What every kernel file includes: CUDA's names from nvcc, or from the CPU runner (tests/simt/simt.h), and the few
+// things that have one form on both: shared memory, launches, PTX.
+//
+// Rules that keep the kernels testable without a GPU:
+//   - shared memory is one struct a kernel: `Shared& s = shared_memory<Shared>();`, launched with sizeof(Shared);
+//   - a kernel is launched by LAUNCH only;
+//   - PTX stands in this file only; no cooperative groups, no wgmma, no atomics on floats.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#else
+#include "tests/simt/simt.h"
+#endif
+
+namespace orpo::cuda {
+
+using bf16 = __nv_bfloat16;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
+template <>
+__device__ __forceinline__ bf16 from_float<bf16>(float x) {
+    return __float2bfloat16(x);
+}
+
+// The block's dynamic shared memory as one struct.
+template <class Shared>
+__device__ __forceinline__ Shared& shared_memory() {
+#ifdef __CUDACC__
+    extern __shared__ __align__(128) unsigned char orpo_shared_bytes[];
+    return *reinterpret_cast<Shared*>(orpo_shared_bytes);
+#else
+    if (sizeof(Shared) > simt::machine().shared_bytes) simt::fail("the kernel was launched with too little shared memory");
+    return *reinterpret_cast<Shared*>(simt::machine().shared);
+#endif
+}
+
+// ---- PTX ------------------------------------------------------------------------------------------------------------
+
+// 16 bytes from global to shared memory, asynchronously; zeros instead when !valid (from is not read then).
+__device__ __forceinline__ void cp_async_16(void* to, const void* from, bool valid = true) {
+#ifdef __CUDACC__
+    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(target), "l"(from), "r"(valid ? 16 : 0)
+                 : "memory");
+#else
+    simt::cp_async(to, from, 16, !valid);
+#endif
+}
+
+__device__ __forceinline__ void cp_async_commit() {
+#ifdef __CUDACC__
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+#else
+    simt::cp_commit();
+#endif
+}
+
+// Waits until at most `Keep` of this thread's groups are still on their way. Other threads' copies need a barrier too.
+template <int Keep>
+__device__ __forceinline__ void cp_async_wait() {
+#ifdef __CUDACC__
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(Keep) : "memory");
+#else
+    simt::cp_wait(Keep);
+#endif
+}
+
+// Four 8x8 matrices of 16-bit values from shared memory: lane l gives the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ uint4 ldmatrix_x4(const void* row) {
+#ifdef __CUDACC__
+    uint4 r;
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "r"(address)
+                 : "memory");
+    return r;
+#else
+    return simt::ldmatrix_x4(row, false, __LINE__);
+#endif
+}
+
+__device__ __forceinline__ uint4 ldmatrix_x4_trans(const void* row) {
+#ifdef __CUDACC__
+    uint4 r;
+    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "r"(address)
+                 : "memory");
+    return r;
+#else
+    return simt::ldmatrix_x4(row, true, __LINE__);
+#endif
+}
+
+// c (16, 8) += a (16, 16) b (16, 8), bf16 in, fp32 sums. A row-major, B column-major fragments.
+__device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint4& a, unsigned b0, unsigned b1) {
+#ifdef __CUDACC__
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+#else
+    simt::mma_m16n8k16(c, a, make_uint2(b0, b1), __LINE__);
+#endif
+}
+
+// Two floats as a pair of bf16 in one register, `low` in the low half.
+__device__ __forceinline__ unsigned pack_bf16(float low, float high) {
+#ifdef __CUDACC__
+    unsigned r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+#else
+    return static_cast<unsigned>(__float2bfloat16(low).bits) | static_cast<unsigned>(__float2bfloat16(high).bits) << 16;
+#endif
+}
+
+// 2^x
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef __CUDACC__
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return std::exp2(x);
+#endif
+}
+
+// ---- reductions -----------------------------------------------------------------------------------------------------
+
+// The sum over the warp, in every lane; a fixed tree.
+__device__ __forceinline__ float warp_sum(float x) {
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
+    return x;
+}
+
+}  // namespace orpo::cuda
+
+#ifdef __CUDACC__
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#else
+// The arguments are copied now, as CUDA does.
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    ::simt::launch(#kernel, grid, block, shared_bytes, [=] { (kernel)(__VA_ARGS__); })
+#endif

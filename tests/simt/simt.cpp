@@ -1,0 +1,259 @@
+#include "tests/simt/simt.h"
+
+#include <numeric>
+
+// The fiber switch, System V x86-64: save what the callee must keep, swap stacks, restore.
+//   simt_switch(void** save_sp, void* load_sp)
+#if !defined(__x86_64__)
+#error "the SIMT runner's fiber switch is written for x86-64"
+#endif
+asm(R"(
+.text
+.globl simt_switch
+.type simt_switch,@function
+simt_switch:
+    push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
+    mov %rsp, (%rdi)
+    mov %rsi, %rsp
+    pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
+    ret
+.size simt_switch,.-simt_switch
+)");
+extern "C" void simt_switch(void** save_sp, void* load_sp);
+
+namespace simt {
+
+Machine& machine() {
+    static Machine m;
+    return m;
+}
+
+int linear(const Thread& t) { return static_cast<int>(&t - machine().threads.data()); }
+
+namespace {
+
+void before_switch([[maybe_unused]] void** fake, [[maybe_unused]] const void* stack, [[maybe_unused]] size_t bytes) {
+#ifdef SIMT_ASAN
+    __sanitizer_start_switch_fiber(fake, stack, bytes);
+#endif
+}
+
+void after_switch_in_fiber([[maybe_unused]] void* fake) {
+#ifdef SIMT_ASAN
+    __sanitizer_finish_switch_fiber(fake, &machine().scheduler_stack, &machine().scheduler_stack_bytes);
+#endif
+}
+
+void to_scheduler() {
+    Machine& m = machine();
+    void* fake = nullptr;
+    before_switch(m.self->state == State::kDone ? nullptr : &fake, m.scheduler_stack, m.scheduler_stack_bytes);
+    simt_switch(&m.self->sp, m.scheduler_sp);
+    after_switch_in_fiber(fake);
+}
+
+void fiber_main() {
+    after_switch_in_fiber(nullptr);
+    Machine& m = machine();
+    (*m.body)();
+    if (!m.self->copies.empty() && m.fault.empty()) m.fault = "a thread exits with a cp.async that nobody waited for";
+    m.self->state = State::kDone;
+    to_scheduler();
+    std::abort();
+}
+
+void prepare(Thread& t) {
+    if (!t.stack) t.stack.reset(new char[kStackBytes]);
+#ifdef SIMT_ASAN
+    __asan_unpoison_memory_region(t.stack.get(), kStackBytes);  // what the fiber before left poisoned
+#endif
+    const uintptr_t top = reinterpret_cast<uintptr_t>(t.stack.get() + kStackBytes) & ~uintptr_t{15};
+    void** sp = reinterpret_cast<void**>(top) - 1;  // rsp % 16 == 8 on entry, as after a call
+    *--sp = reinterpret_cast<void*>(&fiber_main);
+    for (int i = 0; i < 6; ++i) *--sp = nullptr;
+    t.sp = sp;
+    t.state = State::kReady;
+    t.exchanges = 0;
+    t.commits = 0;
+    t.copies.clear();
+}
+
+void resume(Thread& t) {
+    Machine& m = machine();
+    m.self = &t;
+    threadIdx = t.id;
+    ++m.switches;
+    void* fake = nullptr;
+    before_switch(&fake, t.stack.get(), kStackBytes);
+    simt_switch(&m.scheduler_sp, t.sp);
+#ifdef SIMT_ASAN
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+// Wakes the lanes of every mask whose lanes have all arrived. `first`: the warp's first thread.
+bool release_warp(size_t first) {
+    auto& threads = machine().threads;
+    const size_t end = std::min(threads.size(), first + 32);
+    bool released = false;
+    for (size_t i = first; i < end; ++i) {
+        if (threads[i].state != State::kWarpBarrier) continue;
+        const uint32_t mask = threads[i].mask;
+        auto takes_part = [&](size_t j) { return (mask >> (j - first) & 1) && threads[j].state != State::kDone; };
+        bool all = true;
+        for (size_t j = first; j < end; ++j)
+            all &= !takes_part(j) || (threads[j].state == State::kWarpBarrier && threads[j].mask == mask);
+        if (!all) continue;
+        for (size_t j = first; j < end; ++j)
+            if (takes_part(j)) threads[j].state = State::kReady;
+        released = true;
+    }
+    return released;
+}
+
+std::string divergence() {
+    std::string text = "divergent barrier:";
+    for (const Thread& t : machine().threads) {
+        const char* where = t.state == State::kDone           ? "has exited"
+                            : t.state == State::kBlockBarrier ? "waits at __syncthreads"
+                                                              : "waits at a warp barrier";
+        text += "\n  thread (" + std::to_string(t.id.x) + "," + std::to_string(t.id.y) + "," + std::to_string(t.id.z) +
+                ") " + where + ", line " + std::to_string(t.line);
+    }
+    return text;
+}
+
+void arrange(std::vector<size_t>& v) {
+    Machine& m = machine();
+    std::iota(v.begin(), v.end(), size_t{0});
+    if (m.schedule.order == Order::kReverse) std::reverse(v.begin(), v.end());
+    if (m.schedule.order == Order::kShuffled)
+        for (size_t i = v.size(); i > 1; --i) std::swap(v[i - 1], v[m.next_random() % i]);
+}
+
+// Runs one block to its end; returns when all threads are done or a fault was set.
+void run_block() {
+    Machine& m = machine();
+    const size_t n = m.threads.size();
+    std::vector<size_t> warps((n + 31) / 32), lanes(32);
+    for (Thread& t : m.threads) prepare(t);
+    for (size_t alive = n; alive > 0;) {
+        bool ran = false;
+        arrange(warps);
+        for (const size_t w : warps) {
+            do {
+                arrange(lanes);
+                for (const size_t l : lanes) {
+                    const size_t i = w * 32 + l;
+                    if (i >= n || m.threads[i].state != State::kReady) continue;
+                    ran = true;
+                    resume(m.threads[i]);
+                    if (!m.fault.empty()) return;
+                    if (m.threads[i].state == State::kDone) --alive;
+                }
+            } while (release_warp(w * 32));
+        }
+        size_t waiting = 0;
+        for (const Thread& t : m.threads) waiting += t.state == State::kBlockBarrier;
+        if (alive > 0 && waiting == alive) {
+            for (Thread& t : m.threads)
+                if (t.state == State::kBlockBarrier) t.state = State::kReady;
+        } else if (alive > 0 && !ran) {
+            m.fault = divergence();
+            return;
+        }
+    }
+}
+
+void perform(const AsyncCopy& copy) {
+    if (copy.zero) std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
+    else std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+}
+
+}  // namespace
+
+void wait(State state, uint32_t mask, int line) {
+    Machine& m = machine();
+    m.self->state = state;
+    m.self->mask = mask;
+    m.self->line = line;
+    to_scheduler();
+}
+
+void fail(const std::string& what) {
+    machine().fault = what;
+    for (;;) to_scheduler();
+}
+
+void cp_async(void* to, const void* from, int bytes, bool zero) {
+    if (bytes != 4 && bytes != 8 && bytes != 16) fail("cp.async copies 4, 8 or 16 bytes");
+    if (reinterpret_cast<uintptr_t>(to) % bytes || (!zero && reinterpret_cast<uintptr_t>(from) % bytes))
+        fail("cp.async: misaligned address");
+    Machine& m = machine();
+    const AsyncCopy copy{to, from, bytes, m.self->commits, zero};
+    const bool now = m.schedule.copies == Copies::kEarly || (m.schedule.copies == Copies::kRandom && m.next_random() % 2);
+    if (now) perform(copy);
+    // An early copy stays in the list too: it must still be waited for, and lands again at its wait (same bytes unless
+    // somebody overwrote the target meanwhile, which is the race to be seen).
+    m.self->copies.push_back(copy);
+}
+
+void cp_commit() { ++machine().self->commits; }
+
+void cp_wait(int keep) {
+    Thread& t = *machine().self;
+    size_t done = 0;
+    while (done < t.copies.size() && t.copies[done].group < t.commits - keep) perform(t.copies[done++]);
+    t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+    Machine& m = machine();
+    const size_t n = size_t{block.x} * block.y * block.z;
+    if (n == 0 || n > 1024) throw Fault(std::string(name) + ": a block has 1 to 1024 threads");
+    m.kernel = name;
+    m.body = &kernel;
+    m.random = m.schedule.seed;
+    if (m.threads.size() != n) {
+        m.threads.clear();
+        m.threads.resize(n);
+        m.slots.assign(2 * ((n + 31) / 32 * 32), Slot{});
+    }
+    gridDim = grid;
+    blockDim = block;
+    const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+    for (uint64_t b = 0; b < blocks; ++b) {
+        blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                    static_cast<unsigned>(b / grid.x / grid.y)};
+        for (size_t i = 0; i < n; ++i)
+            m.threads[i].id = {static_cast<unsigned>(i % block.x), static_cast<unsigned>(i / block.x % block.y),
+                               static_cast<unsigned>(i / block.x / block.y)};
+        // Ends exactly where the allocation ends, so that ASan sees the first byte behind.
+        m.shared_storage.reset(new unsigned char[shared_bytes + 128]);
+        m.shared_bytes = shared_bytes;
+        const uintptr_t end = reinterpret_cast<uintptr_t>(m.shared_storage.get()) + shared_bytes + 128;
+        m.shared = reinterpret_cast<unsigned char*>((end - shared_bytes) & ~uintptr_t{127});
+        std::memset(m.shared_storage.get(), 0xFF, shared_bytes + 128);
+#ifdef SIMT_ASAN
+        __asan_unpoison_memory_region(m.shared_storage.get(), shared_bytes + 128);
+        const uintptr_t behind = reinterpret_cast<uintptr_t>(m.shared) + shared_bytes;
+        __asan_poison_memory_region(reinterpret_cast<void*>(behind), end - behind);
+#endif
+        m.fault.clear();
+        run_block();
+#ifdef SIMT_ASAN
+        __asan_unpoison_memory_region(m.shared_storage.get(), shared_bytes + 128);
+#endif
+        if (!m.fault.empty()) {
+            const std::string what = std::string(name) + ", block (" + std::to_string(blockIdx.x) + "," +
+                                     std::to_string(blockIdx.y) + "," + std::to_string(blockIdx.z) + "), thread (" +
+                                     std::to_string(threadIdx.x) + "," + std::to_string(threadIdx.y) + "," +
+                                     std::to_string(threadIdx.z) + "): " + m.fault;
+            m.threads.clear();  // fibers stopped half way are dropped with their stacks
+            m.slots.clear();
+            throw Fault(what);
+        }
+    }
+}
+
+}  // namespace simt
