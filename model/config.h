@@ -1,5 +1,5 @@
 // The shape of a model: what config.json (Hugging Face) and GGUF metadata say about it, checked.
-// Supported: LlamaForCausalLM with SmolLM2's traits (no biases, SiLU, plain RoPE, head size 64). Everything else is an
+// Supported: LlamaForCausalLM with SmolLM2's traits (no biases, SiLU, plain RoPE). Everything else is an
 // Error(kBadModel) that names the field and the remedy, because a guess would train quietly wrong.
 #pragma once
 
@@ -52,13 +52,15 @@ std::vector<TensorShape> model_tensors(const ModelConfig& config);
 int64_t parameter_count(const ModelConfig& config);  // tied embeddings counted once
 
 // `json`: the text of config.json; `file`: its path, for messages.
-// `generation_json`: the text of generation_config.json or "", which wins for eos when config.json holds several.
-ModelConfig parse_hf_config(std::string_view json, const std::string& file);
-// The text of a config.json that every transformers version reads (old spelling).
-std::string hf_config_json(const ModelConfig& config);
+// `generation_json`: the text of generation_config.json or "", whose eos counts when config.json has
+// none or several.
+ModelConfig parse_hf_config(std::string_view json, const std::string& file, std::string_view generation_json = "");
+// The text of a config.json that every transformers version reads (old spelling). dtype: of the weights beside it,
+// "bfloat16", "float32", "float16".
+std::string hf_config_json(const ModelConfig& config, std::string_view dtype = "bfloat16");
 
-// Shapes of the official models: "135M", "360M", "1.7B", also with "-Instruct"; case does not matter.
-// Returns false when `size` is none of them.
+// Shapes of the official models: "135M", "360M", "1.7B", also with "SmolLM2-" before or "-Instruct" behind; case does
+// not matter. Returns false when `size` is none of them.
 bool official_config(std::string_view size, ModelConfig* out);
 
 // Checks what both readers share (positive, consistent, within caps). Error(kBadModel) in `file`.

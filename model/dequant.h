@@ -33,6 +33,8 @@ struct BlockFormat {
 std::string ggml_type_name(uint32_t type);
 // Null when the type is not supported.
 const BlockFormat* block_format(uint32_t type);
+// The same for every type that ggml knows; null only for an id that it does not.
+const BlockFormat* stored_format(uint32_t type);
 
 // blocks: n / elements blocks as stored, any alignment. out: n floats. n is a multiple of the block's elements.
 void dequantise(GgmlType type, const void* blocks, int64_t n, float* out);

@@ -61,8 +61,8 @@ struct SafetensorsTensor {
     const float* data = nullptr;
 };
 
-// Writes the file atomically, tensors ordered by name, header padded to 8 bytes, {"format": "pt"} added to the
-// metadata. The same input gives the same bytes.
+// Writes the file atomically, tensors ordered by element size (4 bytes first), then by name, header padded to 8 bytes,
+// {"format": "pt"} added to the metadata. The same input gives the same bytes.
 void write_safetensors(const std::string& path, const std::vector<SafetensorsTensor>& tensors,
                        std::map<std::string, std::string> metadata = {});
 

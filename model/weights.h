@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -37,13 +38,15 @@ class HostWeights {
     std::string fingerprint() const;
 
   protected:
-    explicit HostWeights(ModelConfig config) : config_(std::move(config)) {}
+    explicit HostWeights(ModelConfig config);
+    virtual std::string place() const = 0;  // the file or directory, for messages
     virtual void load_rows(const std::string& name, int64_t first, int64_t count, float* out) const = 0;
     // Hands the tensor's identity and stored bytes to the hash.
     virtual void hash_tensor(const std::string& name, Sha256& hash) const = 0;
 
   private:
     ModelConfig config_;
+    std::map<std::string, Shape2> shapes_;
 };
 
 // Where the tokenizer comes from: exactly one of the two is set.

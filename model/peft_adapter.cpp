@@ -1,0 +1,1 @@
+#include "model/peft_adapter.h"
