@@ -42,6 +42,12 @@ class Tokenizer {
     std::string fingerprint() const;
     static std::string unicode_version();
 
+    // The files of a Hugging Face model directory. `tokenizers` and transformers load them with equal behaviour.
+    std::string tokenizer_json() const;
+    std::string tokenizer_config_json(std::string_view chat_template, int max_positions) const;
+    // How many of the bytes that valid UTF-8 can hold have no token and are dropped, as hexadecimal: "0x0B 0x0E".
+    std::string bytes_without_token() const;
+
   private:
     struct Impl;
     explicit Tokenizer(std::shared_ptr<const Impl> impl);

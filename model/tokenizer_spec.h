@@ -16,6 +16,7 @@ struct GgufTokenizerFields {
     int bos = -1, eos = -1, unk = -1, pad = -1;
     bool add_bos = false;
     std::string chat_template;        // Jinja text, "" when there is none
+    std::string file;                 // the path, for messages
 };
 
 }  // namespace orpo
