@@ -157,6 +157,8 @@ void TrainFlags::add_to(CLI::App& app) {
             app.add_option("--" + name, text_[name], help)->type_name(field.type)->group(field.group);
         }
     }
+    app.add_flag("--dry-run", dry_run, "print the plan (data, steps, memory, time) and stop")->group("Run");
+    app.add_flag("--print-config", print_config, "print every value and where it comes from, and stop")->group("Run");
 }
 
 TrainConfig TrainFlags::config(const Call& call) const {

@@ -114,8 +114,11 @@ std::vector<std::string> resolve_defaults(TrainConfig& config, const ModelConfig
 // The flags of `orpo train` (and of `orpo plan`) on a CLI11 command.
 class TrainFlags {
   public:
-    // DATA and every field of the table that is no common flag.
+    // DATA, every field of the table that is no common flag, --dry-run and --print-config.
     void add_to(CLI::App& app);
+
+    bool dry_run = false;       // print the plan (steps, memory, time) and stop
+    bool print_config = false;  // print every value and its origin, and stop
     // Defaults, then everything that was given in flags, environment or --config (the framework has merged them).
     TrainConfig config(const Call& call) const;
     // Only what was given, on top of `base`: for --resume.

@@ -185,13 +185,14 @@ TrainField column_map() {
     TrainField field = text("map", "Data", "LIST", "columns of DATA: prompt=question,chosen=good,rejected=bad", true,
                             &TrainConfig::map);
     field.set = [](TrainConfig& config, const std::string& value) {
-        const std::vector<std::string> ours = {"prompt", "chosen", "rejected"};
+        const std::vector<std::string> ours = {"prompt", "chosen", "rejected", "system"};
         for (const std::string& part : value.empty() ? std::vector<std::string>{} : split(value, ',')) {
             const size_t equals = part.find('=');
             if (equals == std::string::npos || equals + 1 == part.size())
                 refuse("map", value, "a list such as prompt=question,chosen=good,rejected=bad");
             if (std::find(ours.begin(), ours.end(), part.substr(0, equals)) == ours.end())
-                refuse("map", value, fmt::format("\"{}\" is none of prompt, chosen, rejected", part.substr(0, equals)));
+                refuse("map", value,
+                       fmt::format("\"{}\" is none of prompt, chosen, rejected, system", part.substr(0, equals)));
         }
         config.map = value;
     };
