@@ -12,9 +12,11 @@ constexpr std::string_view kDefaultSystem =
 
 ChatTemplate recognise_template(std::string_view jinja, const std::string& model_path) {
     if (jinja.empty()) return ChatTemplate::kNone;
-    if (jinja.find("named SmolLM, trained by Hugging Face<|im_end|>") != std::string_view::npos) return ChatTemplate::kSmolLM2;
-    throw Error(Exit::kBadModel, model_path + ": the chat template is not known; supported: SmolLM2's and ChatML. "
-                                              "Pass --template chatml or --template plain");
+    if (jinja.find("named SmolLM, trained by Hugging Face<|im_end|>") != std::string_view::npos)
+        return ChatTemplate::kSmolLM2;
+    throw Error(Exit::kBadModel, model_path +
+                                     ": the chat template is not known; supported: SmolLM2's and ChatML. "
+                                     "Pass --template chatml or --template plain");
 }
 
 std::string_view template_name(ChatTemplate kind) {

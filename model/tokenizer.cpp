@@ -183,9 +183,7 @@ std::string Tokenizer::token_bytes(int32_t id) const {
     return impl_->bytes[id];
 }
 
-bool Tokenizer::is_special(int32_t id) const {
-    return id >= 0 && id < vocabulary() && impl_->special[id];
-}
+bool Tokenizer::is_special(int32_t id) const { return id >= 0 && id < vocabulary() && impl_->special[id]; }
 
 int32_t Tokenizer::find(std::string_view special_token) const {
     const auto found = impl_->special_ids.find(std::string(special_token));

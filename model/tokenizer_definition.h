@@ -22,9 +22,9 @@ struct TokenizerDefinition {
         bool special = true;
         bool normalized = false;  // looked for only where no token without it was found
     };
-    std::vector<Added> added;     // by id; ids at or above tokens.size() go on from there
-    bool isolate_digits = true;   // Digits before ByteLevel, as SmolLM2; false: GPT-2
-    bool ignore_merges = false;   // a piece that is a token is taken as it is
+    std::vector<Added> added;    // by id; ids at or above tokens.size() go on from there
+    bool isolate_digits = true;  // Digits before ByteLevel, as SmolLM2; false: GPT-2
+    bool ignore_merges = false;  // a piece that is a token is taken as it is
     int32_t bos = -1, eos = -1, unk = -1, pad = -1;
 };
 

@@ -9,7 +9,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json added_token(const TokenizerDefinition::Added& added) {
-    return {{"content", added.content}, {"single_word", false}, {"lstrip", false},
+    return {{"content", added.content}, {"single_word", false},           {"lstrip", false},
             {"rstrip", false},          {"normalized", added.normalized}, {"special", added.special}};
 }
 
