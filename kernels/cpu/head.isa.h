@@ -1,0 +1,99 @@
+// The head of some rows in one pass over the vocabulary, with no logits kept:
+//   per block of kVB words:  z = n W^T;  running maximum m and sum of e^(z - m);  U += e^(z - m) W
+//   at the end:              logp = log(e^(z_t - m) / total),  U = U / total - (others / total) W_t
+// The target t is left out of the sums, so 1 - p_t = others / total keeps all its digits for a confident token.
+// A new maximum scales U and the sum. W (packed) comes from memory once per call and is turned in L2 for the second
+// product. FLOPs: 4 rows C V. Scratch: the rows' n and one block of z.
+
+static constexpr int kVB = 384;
+
+static int head_rows() { return kMC; }
+static int64_t head_scratch(int C) {
+    const int64_t k_blocks = (C + kKC - 1) / kKC;
+    return int64_t{kMC} * kALd * (k_blocks + 1) + int64_t{kVB} * kNR + 16;
+}
+
+// z (count) -> e^(z - m) with 0 at the target, rest summed. Returns the sum over all but the target.
+static float exponentials(int count, float m, int target, float* z) {
+    V total = set1(0.0f);
+    const V top = set1(m);
+    if (target >= 0) z[target] = -__builtin_inff();
+    int v = 0;
+    for (; v + 16 <= count; v += 16) {
+        const V e = exp(sub(load(z + v), top));
+        store(z + v, e);
+        total = add(total, e);
+    }
+    if (v < count) {
+        store_n(z + v, exp(sub(load_n(z + v, count - v), top)), count - v);
+        total = add(total, load_n(z + v, count - v));
+    }
+    return sum(total);
+}
+
+static float largest(int count, const float* z) {
+    V top = set1(-__builtin_inff());
+    int v = 0;
+    for (; v + 16 <= count; v += 16) top = max(top, load(z + v));
+    float m = max_lane(top);
+    for (; v < count; ++v) m = z[v] > m ? z[v] : m;
+    return m;
+}
+
+static void head(const HeadShare& s, float* scratch) {
+    const int C = s.C, k_blocks = (C + kKC - 1) / kKC;
+    const int k_step = ((C + k_blocks - 1) / k_blocks + kNR - 1) / kNR * kNR;
+    float* const z = scratch + int64_t{kMC} * kALd * k_blocks;
+    float* const turned = z + int64_t{kMC} * kALd;
+    float m[kMC], z_target[kMC];
+    double others[kMC];
+    for (int i = 0; i < s.rows; ++i) {
+        m[i] = -__builtin_inff(), others[i] = 0, z_target[i] = 0;
+        const float* n = s.n + int64_t{s.heads[i].row} * C;
+        for (int b = 0; b < k_blocks; ++b)
+            pack_rows(1, C - b * k_step < k_step ? C - b * k_step : k_step, 1.0f, n + b * k_step, 0,
+                      scratch + (int64_t{b} * kMC + i) * kALd);
+    }
+    for (int64_t v0 = 0; v0 < s.V; v0 += kVB) {
+        const int count = s.V - v0 < kVB ? static_cast<int>(s.V - v0) : kVB;
+        for (int v = 0; v < count; v += kNR) {
+            const int width = panel_width(s.V, v0 + v), n = count - v < width ? count - v : width;
+            for (int b = 0; b < k_blocks; ++b) {
+                const int kc = C - b * k_step < k_step ? C - b * k_step : k_step;
+                panel<false>(s.rows, kc, scratch + int64_t{b} * kMC * kALd, 0,
+                             s.W + (v0 + v) * C + int64_t{b} * k_step * width, width, z + v, kALd, n, b > 0);
+            }
+        }
+        for (int i = 0; i < s.rows; ++i) {
+            float* row = z + int64_t{i} * kALd;
+            const int64_t at = s.heads[i].target - v0;
+            const int target = at >= 0 && at < count ? static_cast<int>(at) : -1;
+            if (target >= 0) z_target[i] = row[target];
+            const float top = largest(count, row);
+            if (top > m[i]) {
+                const float factor = v0 == 0 ? 0.0f : __builtin_expf(m[i] - top);
+                m[i] = top;
+                others[i] *= factor;
+                if (s.U && v0 > 0)
+                    for (int c = 0; c < C; ++c) s.U[int64_t{i} * C + c] *= factor;
+            }
+            others[i] += static_cast<double>(exponentials(count, m[i], target, row));
+        }
+        if (!s.U) continue;
+        for (int c = 0; c < C; c += kNR) {
+            const int n = C - c < kNR ? C - c : kNR, width = n <= 16 ? 16 : kNR;
+            pack_turned(s.V, C, s.W, v0, count, c, n, turned, width);
+            panel<false>(s.rows, count, z, 0, turned, width, s.U + c, C, n, v0 > 0);
+        }
+    }
+    for (int i = 0; i < s.rows; ++i) {
+        const double e = __builtin_exp(static_cast<double>(z_target[i]) - m[i]), total = others[i] + e;
+        s.logp[i] = e > others[i] ? -__builtin_log1p(others[i] / e)
+                                  : static_cast<double>(z_target[i]) - m[i] - __builtin_log(total);
+        if (!s.U) continue;
+        const float inverse = static_cast<float>(1 / total), share = static_cast<float>(others[i] / total);
+        unpack_weight_row(s.V, C, s.W, s.heads[i].target, share, z);
+        float* U = s.U + int64_t{i} * C;
+        for (int c = 0; c < C; ++c) U[c] = inverse * U[c] - z[c];
+    }
+}
