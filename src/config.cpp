@@ -149,7 +149,8 @@ void TrainFlags::add_to(CLI::App& app) {
             const std::string spelling = name == "shuffle" ? "--shuffle,!--no-shuffle" : "--" + name;
             app.add_flag(spelling, switches_[name], help)->group(field.group);
         } else {
-            const std::string value = typed(standard);
+            std::string value = typed(standard);
+            if (value.size() > 2 && value.substr(value.size() - 2) == ".0") value.resize(value.size() - 2);
             if (name == "lora-targets")
                 help += " (all)";
             else if (!value.empty() && value != "auto" && help.find(value) == std::string::npos)
@@ -193,7 +194,7 @@ std::string print_config_text(const TrainConfig& config, const Call& call) {
     for (const TrainField& field : train_fields()) {
         const auto origin = call.origins.find(field.name);
         const std::string value = typed(field.get(config));
-        text += fmt::format("{:<20} {:<28} {}\n", field.name, value.empty() ? "\"\"" : value,
+        text += fmt::format("{:<20} {:<28}  {}\n", field.name, value.empty() ? "\"\"" : value,
                             origin == call.origins.end() ? "default" : origin->second);
     }
     return text;

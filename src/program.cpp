@@ -8,6 +8,7 @@
 
 #include "base/io.h"
 #include "src/command.h"
+#include "src/help.h"
 #include "src/settings.h"
 #include "src/suggest.h"
 
@@ -75,7 +76,7 @@ std::string synonym(const std::string& flag) {
 }
 
 std::string unknown_word(const std::string& word, const CLI::App& app) {
-    if (word.rfind("-", 0) != 0) return fmt::format("\"{}\" is one word too many for `orpo {}`", word, app.get_name());
+    if (word.rfind("-", 0) != 0) return fmt::format("\"{}\" is one word too many for `{}`", word, full_name(app));
     const std::string flag =
         word.substr(word.find_first_not_of('-') == std::string::npos ? 0 : word.find_first_not_of('-'));
     const std::string name = flag.substr(0, flag.find('='));
@@ -132,9 +133,8 @@ int run_command(CLI::App& root, Commands& commands, int argc, const char* const*
         return 0;
     } catch (const CLI::ParseError& e) {
         CLI::App& app = deepest(root);
-        const std::string name = &app == &root ? "orpo" : "orpo " + app.get_name();
         throw Error(Exit::kUsage,
-                    fmt::format("{}; see `{} --help`", usage_message(e, app, root.remaining(true)), name));
+                    fmt::format("{}; see `{} --help`", usage_message(e, app, root.remaining(true)), full_name(app)));
     }
     CLI::App& app = deepest(root);
     const Action* action = commands.find(app);
@@ -172,6 +172,7 @@ int run_program(int argc, const char* const* argv) {
         root.set_version_flag("--version", version_text(), "version, build, processor, libraries");
         root.footer("Start here:\n  orpo train data.jsonl\n  orpo COMMAND --help\n");
         root.require_subcommand(1);
+        root.formatter(std::make_shared<HelpFormatter>());
         Commands commands(root);
         add_all_commands(commands);
         if (argc < 2) {
