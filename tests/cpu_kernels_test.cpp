@@ -207,7 +207,7 @@ TEST_CASE("layers equal the reference") {
             Doubles x2d(N * C), yd(N * C), rd(N), dxd = wide(d);
             ref.add_rmsnorm(N, C, 1e-5, wide(x).data(), wide(d).data(), wide(w).data(), x2d.data(), yd.data(),
                             rd.data());
-            ref.rmsnorm_backward(N, C, wide(dy).data(), wide(x).data(), wide(w).data(), rd.data(), dxd.data());
+            ref.rmsnorm_backward(N, C, wide(dy).data(), wide(x).data(), wide(w).data(), rd.data(), dxd.data(), true);
             k.add_rmsnorm(N, C, 1e-5, x.data(), d.data(), w.data(), x2.data(), y.data(), r.data());
             CHECK(error(x2, x2d) <= 1e-6);
             CHECK(error(y, yd) <= 1e-6);
@@ -215,8 +215,14 @@ TEST_CASE("layers equal the reference") {
             k.normalize(N, C, x2.data(), w.data(), r.data(), again.data());
             CHECK(again == y);
             Floats rf(rd.begin(), rd.end());
-            k.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), rf.data(), dx.data());
+            k.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), rf.data(), dx.data(), true);
             CHECK(error(dx, dxd) <= 1e-6);
+            Floats fresh(N * C, NAN);
+            Doubles fresh_want(N * C);
+            k.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), rf.data(), fresh.data(), false);
+            ref.rmsnorm_backward(N, C, wide(dy).data(), wide(x).data(), wide(w).data(), rd.data(), fresh_want.data(),
+                                 false);
+            CHECK(error(fresh, fresh_want) <= 1e-6);
             // In place, as the model calls it.
             Floats px = x, pd = d;
             k.add_rmsnorm(N, C, 1e-5, px.data(), pd.data(), w.data(), px.data(), pd.data(), r.data());

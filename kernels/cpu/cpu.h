@@ -73,7 +73,8 @@ class Cpu {
     void add_rmsnorm(int N, int C, double eps, const float* x, const float* d, const float* w, float* x2, float* y,
                      float* r);
     void normalize(int N, int C, const float* x, const float* w, const float* r, float* y);
-    void rmsnorm_backward(int N, int C, const float* dy, const float* x, const float* w, const float* r, float* dx);
+    void rmsnorm_backward(int N, int C, const float* dy, const float* x, const float* w, const float* r, float* dx,
+                          bool accumulate);
     void rope(const Batch& b, const HeadShape& shape, const float* table, int sign, float* qkv);
     void swiglu(int N, int I, const float* gu, float* h);
     void swiglu_backward(int N, int I, const float* dh, float* gu);

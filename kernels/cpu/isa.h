@@ -79,7 +79,7 @@ struct Isa {
                         float* r);
     void (*normalize)(int rows, int C, const float* x, const float* w, const float* r, float* y);
     void (*rmsnorm_backward)(int rows, int C, const float* dy, const float* x, const float* w, const float* r,
-                             float* dx);
+                             float* dx, bool accumulate);
     void (*rope)(int rows, int heads, int HS, int width, const int32_t* positions, const float* table, float sign,
                  float* qkv);
     void (*swiglu)(int rows, int I, const float* gu, float* h);

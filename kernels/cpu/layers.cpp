@@ -32,9 +32,10 @@ void Cpu::normalize(int N, int C, const float* x, const float* w, const float* r
         isa_.normalize(static_cast<int>(rows), C, x + n * C, w, r + n, y + n * C);
     });
 }
-void Cpu::rmsnorm_backward(int N, int C, const float* dy, const float* x, const float* w, const float* r, float* dx) {
+void Cpu::rmsnorm_backward(int N, int C, const float* dy, const float* x, const float* w, const float* r, float* dx,
+                           bool accumulate) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        isa_.rmsnorm_backward(static_cast<int>(rows), C, dy + n * C, x + n * C, w, r + n, dx + n * C);
+        isa_.rmsnorm_backward(static_cast<int>(rows), C, dy + n * C, x + n * C, w, r + n, dx + n * C, accumulate);
     });
 }
 void Cpu::rope(const Batch& b, const HeadShape& shape, const float* table, int sign, float* qkv) {

@@ -39,23 +39,24 @@ static void add_rmsnorm(int rows, int C, float eps, const float* x, const float*
     }
 }
 
-// dx += r (w dy - x r^2 mean(x w dy))
-static void rmsnorm_backward(int rows, int C, const float* dy, const float* x, const float* w, const float* r,
-                             float* dx) {
+// dx = r (w dy - x r^2 mean(x w dy)), added to dx when `accumulate`.
+static void rmsnorm_backward(int rows, int C, const float* dy, const float* x, const float* w, const float* r, float* dx,
+                             bool accumulate) {
+    const V zero = set1(0.0f);
     for (int n = 0; n < rows; ++n, dy += C, x += C, dx += C) {
-        V dot = set1(0.0f);
+        V dot = zero;
         int c = 0;
         for (; c + 16 <= C; c += 16) dot = fma(mul(load(x + c), load(w + c)), load(dy + c), dot);
         if (c < C) dot = fma(mul(load_n(x + c, C - c), load_n(w + c, C - c)), load_n(dy + c, C - c), dot);
         const V pull = set1(sum(dot) / static_cast<float>(C) * r[n] * r[n]), rn = set1(r[n]);
         for (c = 0; c + 16 <= C; c += 16) {
             const V inner = fnma(load(x + c), pull, mul(load(w + c), load(dy + c)));
-            store(dx + c, fma(rn, inner, load(dx + c)));
+            store(dx + c, fma(rn, inner, accumulate ? load(dx + c) : zero));
         }
         if (c < C) {
             const int left = C - c;
             const V inner = fnma(load_n(x + c, left), pull, mul(load_n(w + c, left), load_n(dy + c, left)));
-            store_n(dx + c, fma(rn, inner, load_n(dx + c, left)), left);
+            store_n(dx + c, fma(rn, inner, accumulate ? load_n(dx + c, left) : zero), left);
         }
     }
 }
