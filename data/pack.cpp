@@ -80,7 +80,9 @@ BatchTotals batch_totals(std::span<const PreferencePair* const> batch, const Obj
     return totals;
 }
 
-int64_t packed_rows(const PreferencePair& pair) { return pair.tokens() + 1; }
+int64_t packed_rows(const PreferencePair& pair, const Objective& objective) {
+    return pair.tokens() + (objective.semantics == Semantics::kPaper ? 1 : 0);
+}
 
 std::vector<MicroBatch> pack(std::span<const PreferencePair* const> batch, const PackOptions& options) {
     const auto K = static_cast<int32_t>(options.betas.size());
@@ -92,7 +94,7 @@ std::vector<MicroBatch> pack(std::span<const PreferencePair* const> batch, const
     };
     const auto pairs = static_cast<int32_t>(batch.size());
     for (int32_t i = 0; i < pairs;) {
-        const int64_t rows = packed_rows(*batch[i]);
+        const int64_t rows = packed_rows(*batch[i], options.objective);
         if (rows > options.max_tokens)
             throw Error(Exit::kUsage, "the pair of line " + std::to_string(batch[i]->line) + " takes " +
                                           std::to_string(rows) + " tokens, but --micro-batch-tokens is " +
@@ -101,8 +103,9 @@ std::vector<MicroBatch> pack(std::span<const PreferencePair* const> batch, const
         // As many pairs as fit with all slots; a pair too large for that goes slot by slot.
         int32_t count = 0;
         int64_t taken = 0;
-        while (i + count < pairs && (taken + packed_rows(*batch[i + count])) * K <= options.max_tokens)
-            taken += packed_rows(*batch[i + count++]);
+        while (i + count < pairs &&
+               (taken + packed_rows(*batch[i + count], options.objective)) * K <= options.max_tokens)
+            taken += packed_rows(*batch[i + count++], options.objective);
         const int32_t group = std::max(count, 1);
         const int32_t slots_at_once = count > 0 ? K : static_cast<int32_t>(options.max_tokens / rows);
         for (int32_t first = 0; first < K; first += slots_at_once) {

@@ -50,6 +50,6 @@ struct PackOptions {
 std::vector<MicroBatch> pack(std::span<const PreferencePair* const> batch, const PackOptions& options);
 
 // Rows that a pair takes: its tokens, or its head rows where these are more (paper).
-int64_t packed_rows(const PreferencePair& pair);
+int64_t packed_rows(const PreferencePair& pair, const Objective& objective);
 
 }  // namespace orpo
