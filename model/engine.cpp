@@ -1,7 +1,9 @@
 #include "model/engine.h"
 
+#include <string>
+
 #include "base/error.h"
-#include "kernels/reference/reference.h"
+#include "kernels/cpu/cpu.h"
 #include "model/engine_of.h"
 
 namespace orpo {
@@ -10,8 +12,16 @@ std::unique_ptr<Engine> make_engine(const DeviceOptions& device, const ModelConf
                                     const EngineOptions& options) {
     if (device.device != "cpu")
         throw Error(Exit::kNoDevice, "--device " + device.device + ": this build has no such device; use --device cpu");
-    return std::make_unique<EngineOf<Reference<float>>>(std::make_unique<Reference<float>>(options.planning),
-                                                        "CPU fp32, reference kernels", config, weights, options);
+    if (device.dtype != "fp32")
+        throw Error(Exit::kUsage,
+                    "--dtype " + device.dtype + ": the CPU of this build computes in fp32; use --dtype fp32");
+    CpuOptions cpu;
+    cpu.threads = device.threads;
+    cpu.planning = options.planning;
+    auto k = std::make_unique<Cpu>(cpu);
+    const std::string description =
+        "CPU fp32, " + std::string(k->isa()) + ", " + std::to_string(k->threads()) + " threads";
+    return std::make_unique<EngineOf<Cpu>>(std::move(k), description, config, weights, options);
 }
 
 }  // namespace orpo
