@@ -35,6 +35,7 @@ class Engine {
     virtual const ModelConfig& config() const = 0;
     virtual const LoraLayout& lora() const = 0;
     virtual int slots() const = 0;
+    virtual const TransformerSizes& sizes() const = 0;
     virtual const MemoryTable& memory() const = 0;
     virtual std::string description() const = 0;  // "CPU fp32, 2 threads, AVX-512"
 

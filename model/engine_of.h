@@ -50,6 +50,7 @@ class EngineOf final : public Engine {
     const ModelConfig& config() const override { return config_; }
     const LoraLayout& lora() const override { return lora_; }
     int slots() const override { return static_cast<int>(slots_.size()); }
+    const TransformerSizes& sizes() const override { return transformer_->sizes(); }
     const MemoryTable& memory() const override { return k_->memory(); }
     std::string description() const override { return description_; }
 
