@@ -14,7 +14,9 @@ class GgufFile;
 Model open_gguf_model(const std::string& path);
 Model open_hf_model(const std::string& directory);
 
-// The same for one file's contents, however it was read. Without tokenizer.
+// The weights alone, checked the same way.
 std::shared_ptr<const HostWeights> gguf_weights(std::shared_ptr<const GgufFile> file);
+// model.safetensors of the directory, or what its model.safetensors.index.json lists.
+std::shared_ptr<const HostWeights> hf_weights(const ModelConfig& config, const std::string& directory);
 
 }  // namespace orpo

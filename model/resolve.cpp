@@ -18,7 +18,7 @@ constexpr const char* kOwner = "HuggingFaceTB";
 // In the order of preference: what someone with no wishes should train.
 constexpr const char* kOfficial[] = {"SmolLM2-135M-Instruct", "SmolLM2-360M-Instruct", "SmolLM2-1.7B-Instruct",
                                      "SmolLM2-135M",          "SmolLM2-360M",          "SmolLM2-1.7B"};
-constexpr const char* kGetDefault = "`make model` in the orpo folder (downloads SmolLM2-135M-Instruct, 98 MB)";
+constexpr const char* kGetDefault = "`sh tools/fetch_model.sh` in the orpo folder (SmolLM2-135M-Instruct, 98 MB)";
 
 std::string environment(const char* name) {
     const char* value = std::getenv(name);

@@ -185,13 +185,17 @@ std::string hf_chat_template(const std::string& directory) {
 
 }  // namespace
 
+std::shared_ptr<const HostWeights> hf_weights(const ModelConfig& config, const std::string& directory) {
+    return std::make_shared<HfWeights>(config, directory);
+}
+
 Model open_hf_model(const std::string& directory) {
     const std::string config = io::join(directory, "config.json");
     const std::string generation = io::join(directory, "generation_config.json");
     Model model;
     model.config = parse_hf_config(io::read_file(config, kMaxJson), config,
                                    io::exists(generation) ? io::read_file(generation, kMaxJson) : std::string());
-    model.weights = std::make_shared<HfWeights>(model.config, directory);
+    model.weights = hf_weights(model.config, directory);
     if (!io::exists(io::join(directory, "tokenizer.json"))) {
         throw Error(Exit::kBadModel, directory + ": tokenizer.json is missing; copy it from the model's page");
     }
