@@ -27,7 +27,7 @@ inline double hashed(std::string_view name, int64_t i) {
 // Three query heads over one key/value head, odd vocabulary.
 inline ModelConfig tiny_config() {
     ModelConfig c;
-    c.V = 97, c.C = 32, c.L = 2, c.H = 3, c.KV = 1, c.HS = 16, c.I = 40;
+    c.V = 97, c.C = 36, c.L = 2, c.H = 3, c.KV = 1, c.HS = 16, c.I = 40;
     c.rope_theta = 10000, c.rms_eps = 1e-5, c.max_positions = 128;
     c.name = "tiny";
     return c;
