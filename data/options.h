@@ -11,10 +11,11 @@
 namespace orpo {
 
 // Whose text handling:
-//   kOrpo          right text: chat turns where the model knows them, one end-of-turn token an answer, answers stay
-//   alive kTrl           TRL 1.16 to the last token kPaper         the authors' code: prompts of 256 tokens or more
-//   dropped, ends cut, the first pad token scored kLlamaFactory  prompt and answer tokenised apart, both cut in
-//   proportion, the prompt keeping its start
+//  - kOrpo: right text, i.e. chat turns where the model knows them, one end-of-turn token an answer, answers stay alive;
+//  - kTrl: TRL 1.16 to the last token;
+//  - kPaper: the authors' code, which leaves out prompts of 256 tokens or more, keeps the newline behind an answer, and
+//    cuts ends;
+//  - kLlamaFactory: prompt and answer tokenised apart, both cut in proportion, the prompt keeping its start.
 enum class Semantics { kOrpo, kTrl, kPaper, kLlamaFactory };
 // What happens to a pair that is longer than max_length: cut to fit, left out, or an Error(kBadData).
 enum class Truncation { kFit, kDrop, kError };

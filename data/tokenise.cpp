@@ -163,8 +163,8 @@ Tokenised tokenise_trl(const Rendered& row, Encoder& encoder, const EndTokens& e
     return out;
 }
 
-// The authors' code tokenises rendered conversations whole, <|im_end|> and newline included, pads with the end token
-// and scores the first pad token as response; ends beyond max_length are cut.
+// The authors' code tokenises rendered conversations whole, <|im_end|> and newline included, and cuts ends beyond
+// max_length. The padding token that it scores after an answer is the loss's affair (data/pack.h).
 Tokenised tokenise_paper(const Rendered& row, Encoder& encoder, const EndTokens& ends, const DataOptions& options) {
     Tokenised out;
     Joint ids = encode_joint(row, encoder);
@@ -176,7 +176,6 @@ Tokenised tokenise_paper(const Rendered& row, Encoder& encoder, const EndTokens&
             s.ids.push_back(ends.turn_end);
             encoder.append({"\n", {}}, 0, 1, s.ids);
         }
-        if (s.ids.size() < limit) s.ids.push_back(ends.eos);
         s.prompt = std::min(s.prompt, s.ids.size());
         if (s.ids.size() <= limit) continue;
         out.tokens_cut += static_cast<int64_t>(s.ids.size() - limit);
