@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 
+#include "model/utf8.h"
+
 namespace orpo {
 namespace {
 
@@ -41,29 +43,6 @@ class FaultFinder : public nlohmann::json_sax<nlohmann::json> {
 
 }  // namespace
 
-size_t first_invalid_utf8(std::string_view text) {
-    const auto* bytes = reinterpret_cast<const unsigned char*>(text.data());
-    size_t i = 0;
-    const size_t n = text.size();
-    while (i < n) {
-        const unsigned char lead = bytes[i];
-        if (lead < 0x80) {
-            ++i;
-            continue;
-        }
-        const size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
-        if (lead < 0xC2 || lead > 0xF4 || i + length > n) return i;
-        for (size_t k = 1; k < length; ++k)
-            if ((bytes[i + k] & 0xC0) != 0x80) return i;
-        const unsigned char second = bytes[i + 1];
-        if ((lead == 0xE0 && second < 0xA0) || (lead == 0xED && second > 0x9F) || (lead == 0xF0 && second < 0x90) ||
-            (lead == 0xF4 && second > 0x8F))
-            return i;
-        i += length;
-    }
-    return std::string_view::npos;
-}
-
 size_t column_of(std::string_view text, size_t offset) {
     offset = std::min(offset, text.size());
     const size_t newline = offset == 0 ? std::string_view::npos : text.rfind('\n', offset - 1);
@@ -74,7 +53,7 @@ size_t column_of(std::string_view text, size_t offset) {
 }
 
 JsonFault find_json_fault(std::string_view text, std::string_view fallback) {
-    if (const size_t bad = first_invalid_utf8(text); bad != std::string_view::npos)
+    if (const size_t bad = find_invalid_utf8(text); bad != std::string_view::npos)
         return {bad, "invalid UTF-8; save the file as UTF-8"};
     FaultFinder finder;
     try {

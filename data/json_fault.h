@@ -15,10 +15,6 @@ struct JsonFault {
 // `fallback`: the reason to give when this second look finds nothing wrong.
 JsonFault find_json_fault(std::string_view text, std::string_view fallback);
 
-// Offset of the first byte that is not valid UTF-8 (overlong forms, surrogates and values above U+10FFFF included), or
-// npos.
-size_t first_invalid_utf8(std::string_view text);
-
 // Characters, not bytes, from the start of its line to `offset`, from 1.
 size_t column_of(std::string_view text, size_t offset);
 
