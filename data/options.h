@@ -11,7 +11,8 @@
 namespace orpo {
 
 // Whose text handling:
-//  - kOrpo: right text, i.e. chat turns where the model knows them, one end-of-turn token an answer, answers stay alive;
+//  - kOrpo: right text, i.e. chat turns where the model knows them, one end-of-turn token an answer, answers stay
+//  alive;
 //  - kTrl: TRL 1.16 to the last token;
 //  - kPaper: the authors' code, which leaves out prompts of 256 tokens or more, keeps the newline behind an answer, and
 //    cuts ends;

@@ -113,9 +113,13 @@ void ensure_start(Sequence& chosen, Sequence& rejected, const EndTokens& ends, R
 // build_tokenized_answer of TRL: where prompt + answer does not begin with the prompt's ids, the boundary moves back by
 // exactly one token.
 Sequence trl_sequence(const std::vector<int32_t>& prompt, std::vector<int32_t> full) {
+    if (full.size() < prompt.size())
+        throw RowFault("prompt",
+                       "prompt and answer together have fewer tokens than the prompt alone, which TRL refuses; "
+                       "--semantics orpo handles this row");
     Sequence s;
     const bool same = common(prompt, full) == prompt.size();
-    s.prompt = std::min(same ? prompt.size() : prompt.size() - 1, full.size());
+    s.prompt = same ? prompt.size() : prompt.size() - 1;
     s.ids = std::move(full);
     return s;
 }

@@ -41,9 +41,14 @@ inline Tokenizer small_tokenizer(bool base = false) {
         append_utf8(plain ? static_cast<char32_t>(b) : next++, letter[b]);
         fields->tokens.push_back(letter[b]);
     }
-    for (const auto& [a, b] : std::vector<std::pair<std::string, std::string>>{
-             {letter['\n'], letter['\n']}, {"a", "b"}, {"ab", "c"}, {letter[' '], "a"}, {letter[' '], letter[' ']}, {"t", "h"},
-             {"th", "e"}, {letter[' '], "the"}}) {
+    for (const auto& [a, b] : std::vector<std::pair<std::string, std::string>>{{letter['\n'], letter['\n']},
+                                                                               {"a", "b"},
+                                                                               {"ab", "c"},
+                                                                               {letter[' '], "a"},
+                                                                               {letter[' '], letter[' ']},
+                                                                               {"t", "h"},
+                                                                               {"th", "e"},
+                                                                               {letter[' '], "the"}}) {
         fields->merges.push_back(a + " " + b);
         fields->tokens.push_back(a + b);
     }
