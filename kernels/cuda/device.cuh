@@ -12,25 +12,46 @@
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#define ORPO_DEVICE __host__ __device__
 #else
 #include "tests/simt/simt.h"
 #endif
 
+#include "kernels/cuda/ops.h"
+
 namespace orpo::cuda {
 
-using bf16 = __nv_bfloat16;
-
 __device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
 template <class T>
 __device__ __forceinline__ T from_float(float x);
 template <>
 __device__ __forceinline__ float from_float<float>(float x) {
     return x;
 }
+// Rounds to nearest even.
 template <>
 __device__ __forceinline__ bf16 from_float<bf16>(float x) {
-    return __float2bfloat16(x);
+#ifdef __CUDACC__
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+#else
+    return {simt::bf16_bits(x)};
+#endif
+}
+
+// 16 bytes of T: the widest access of a lane.
+template <class T>
+struct alignas(16) Pack {
+    static constexpr int n = 16 / static_cast<int>(sizeof(T));
+    T v[n];
+};
+template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* p) {
+    return *reinterpret_cast<const Pack<T>*>(p);
+}
+template <class T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
+    *reinterpret_cast<Pack<T>*>(p) = pack;
 }
 
 // The block's dynamic shared memory as one struct.
@@ -124,7 +145,7 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(r) : "f"(high), "f"(low));
     return r;
 #else
-    return static_cast<unsigned>(__float2bfloat16(low).bits) | static_cast<unsigned>(__float2bfloat16(high).bits) << 16;
+    return static_cast<unsigned>(simt::bf16_bits(low)) | static_cast<unsigned>(simt::bf16_bits(high)) << 16;
 #endif
 }
 
@@ -137,6 +158,10 @@ __device__ __forceinline__ float fast_exp2(float x) {
 #else
     return std::exp2(x);
 #endif
+}
+
+inline unsigned blocks_for(int64_t items, int per_block) {
+    return static_cast<unsigned>((items + per_block - 1) / per_block);
 }
 
 // ---- reductions -----------------------------------------------------------------------------------------------------
@@ -154,9 +179,13 @@ __device__ __forceinline__ float warp_max(float x) {
 }  // namespace orpo::cuda
 
 #ifdef __CUDACC__
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) kernel<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+    (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+// More than 48 KiB of dynamic shared memory must be asked for.
+#define ALLOW_SHARED(kernel, bytes) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)
 #else
+#define ALLOW_SHARED(kernel, bytes) ((void)(bytes))
 // The arguments are copied now, as CUDA does.
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    ::simt::launch(#kernel, grid, block, shared_bytes, [=] { (kernel)(__VA_ARGS__); })
+    ::simt::submit(#kernel, grid, block, shared_bytes, [=] { (kernel)(__VA_ARGS__); })
 #endif

@@ -63,7 +63,7 @@ void one_mma(const bf16* a, const bf16* b, float* c) {
     Shared& s = shared_memory<Shared>();
     const int lane = static_cast<int>(threadIdx.x);
     for (int i = lane; i < 256; i += 32) s.a[i / 16][i % 16] = a[i];
-    for (int i = lane; i < 256; i += 32) s.b[i / 16][i % 16] = i < 128 ? b[i] : __float2bfloat16(0);
+    for (int i = lane; i < 256; i += 32) s.b[i / 16][i % 16] = i < 128 ? b[i] : from_float<bf16>(0);
     __syncwarp();
     const uint4 fa = ldmatrix_x4(&s.a[lane % 16][lane / 16 * 8]);
     const uint4 fb = ldmatrix_x4(&s.b[lane % 8 + lane / 16 * 8][lane / 8 % 2 * 8]);
@@ -118,8 +118,8 @@ TEST_CASE("cp.async: a missing wait is seen, a right one is not") {
 
 TEST_CASE("ldmatrix and mma follow the documented layouts") {
     std::vector<bf16> a(256), b(128);
-    for (int i = 0; i < 256; ++i) a[i] = __float2bfloat16(static_cast<float>((i * 37) % 17 - 8));
-    for (int i = 0; i < 128; ++i) b[i] = __float2bfloat16(static_cast<float>((i * 11) % 13 - 6));
+    for (int i = 0; i < 256; ++i) a[i] = from_float<bf16>(static_cast<float>((i * 37) % 17 - 8));
+    for (int i = 0; i < 128; ++i) b[i] = from_float<bf16>(static_cast<float>((i * 11) % 13 - 6));
     simt::Guarded<bf16> ga(a), gb(b);
     simt::Guarded<float> c(128);
     for (const simt::Schedule& schedule : simt::schedules()) {
@@ -131,7 +131,7 @@ TEST_CASE("ldmatrix and mma follow the documented layouts") {
             for (int column = 0; column < 8; ++column) {
                 float sum = 0;
                 for (int k = 0; k < 16; ++k)
-                    sum += __bfloat162float(a[row * 16 + k]) * __bfloat162float(b[column * 16 + k]);
+                    sum += to_float(a[row * 16 + k]) * to_float(b[column * 16 + k]);
                 CHECK(c[row * 8 + column] == sum);
             }
     }
@@ -149,8 +149,8 @@ TEST_CASE("a divergent barrier, too little shared memory and unwritten shared me
 }
 
 TEST_CASE("bfloat16 rounds to nearest even and keeps NaN") {
-    CHECK(__float2bfloat16(1.0f).bits == 0x3f80);
-    CHECK(__float2bfloat16(1.00390625f).bits == 0x3f80);  // half way, even below
-    CHECK(__float2bfloat16(1.01171875f).bits == 0x3f82);  // half way, even above
-    CHECK(std::isnan(__bfloat162float(__float2bfloat16(NAN))));
+    CHECK(from_float<bf16>(1.0f).bits == 0x3f80);
+    CHECK(from_float<bf16>(1.00390625f).bits == 0x3f80);  // half way, even below
+    CHECK(from_float<bf16>(1.01171875f).bits == 0x3f82);  // half way, even above
+    CHECK(std::isnan(to_float(from_float<bf16>(NAN))));
 }

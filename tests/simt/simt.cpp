@@ -207,6 +207,20 @@ void cp_wait(int keep) {
     t.copies.erase(t.copies.begin(), t.copies.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
+namespace {
+Recorder& recorder() {
+    static Recorder r;
+    return r;
+}
+}  // namespace
+
+void set_recorder(Recorder r) { recorder() = std::move(r); }
+
+void submit(const char* name, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel) {
+    if (recorder()) recorder()(name, grid, block, shared_bytes, std::move(kernel));
+    else launch(name, grid, block, shared_bytes, kernel);
+}
+
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
     Machine& m = machine();
     const size_t n = size_t{block.x} * block.y * block.z;

@@ -85,17 +85,6 @@ inline float __uint_as_float(unsigned u) {
     return f;
 }
 
-// bfloat16, rounded to nearest even as the hardware does.
-struct __nv_bfloat16 {
-    uint16_t bits;
-};
-inline __nv_bfloat16 __float2bfloat16(float f) {
-    const uint32_t u = __float_as_uint(f);
-    if ((u & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
-    return {static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16)};
-}
-inline float __bfloat162float(__nv_bfloat16 b) { return __uint_as_float(static_cast<uint32_t>(b.bits) << 16); }
-
 inline thread_local uint3 threadIdx, blockIdx;
 inline thread_local dim3 blockDim, gridDim;
 
@@ -184,6 +173,11 @@ void wait(State state, uint32_t mask, int line);
 // Stops the block and makes launch() throw a Fault. Does not return.
 [[noreturn]] void fail(const std::string& what);
 
+// What LAUNCH does: runs the kernel now, or hands it to whoever records launches (set_recorder).
+void submit(const char* name, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel);
+using Recorder = std::function<void(const char* name, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()>)>;
+void set_recorder(Recorder recorder);  // null: run at once
+
 // Runs the kernel over the grid under machine().schedule. Throws Fault.
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
@@ -249,6 +243,12 @@ inline uint4 ldmatrix_x4(const void* row, bool transposed, int line) {
     return {r[0], r[1], r[2], r[3]};
 }
 
+// bfloat16, rounded to nearest even as the hardware does.
+inline uint16_t bf16_bits(float f) {
+    const uint32_t u = __float_as_uint(f);
+    if ((u & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+    return static_cast<uint16_t>((u + 0x7fffu + (u >> 16 & 1)) >> 16);
+}
 inline float bf16_half(uint32_t pair, int half) { return __uint_as_float(half ? pair & 0xffff0000u : pair << 16); }
 
 // mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32: c (16, 8) += a (16, 16) b (16, 8). Layouts: PTX ISA, "Matrix
@@ -259,15 +259,17 @@ inline void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line) {
     };
     const Slot* all = publish(Fragment{{a.x, a.y, a.z, a.w}, {b.x, b.y}}, 0xffffffffu, line);
     const int group = lane() / 4, in_group = lane() % 4;
-    for (int i = 0; i < 4; ++i) {
-        const int row = group + i / 2 * 8, column = 2 * in_group + i % 2;
-        float sum = c[i];
-        for (int k = 0; k < 16; ++k) {
-            const auto fa = peek<Fragment>(all, row % 8 * 4 + k % 8 / 2), fb = peek<Fragment>(all, column * 4 + k % 8 / 2);
-            sum += bf16_half(fa.a[(row >= 8) + 2 * (k >= 8)], k & 1) * bf16_half(fb.b[k >= 8], k & 1);
+    float rows[2][16], columns[2][16];  // this lane's two rows of a and two columns of b
+    for (int quad = 0; quad < 4; ++quad) {
+        const auto fa = peek<Fragment>(all, group * 4 + quad);
+        for (int e = 0; e < 8; ++e) rows[e / 2 % 2][e / 4 * 8 + 2 * quad + e % 2] = bf16_half(fa.a[e / 2], e % 2);
+        for (int column = 0; column < 2; ++column) {
+            const auto fb = peek<Fragment>(all, (2 * in_group + column) * 4 + quad);
+            for (int e = 0; e < 4; ++e) columns[column][e / 2 * 8 + 2 * quad + e % 2] = bf16_half(fb.b[e / 2], e % 2);
         }
-        c[i] = sum;
     }
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 16; ++k) c[i] += rows[i / 2][k] * columns[i % 2][k];
 }
 
 // Memory that a kernel test lends to a kernel: sentinels on both sides, NaN inside until it is written.

@@ -1,0 +1,101 @@
+// What the attention kernels share: tiles of 64 rows x 64 channels in shared memory, and their tensor core fragments.
+//
+// A tile's row is 72 elements long (144 bytes = 9 x 16): the eight rows that one ldmatrix phase reads start in eight
+// different groups of four banks, so no access conflicts, and no swizzle is needed.
+//
+// Fragments of mma.m16n8k16 (PTX ISA), lane = 4 g + t:
+//   A (16, 16)  x: (g, 2t..)  y: (g + 8, 2t..)  z: (g, 2t + 8..)  w: (g + 8, 2t + 8..)
+//   B (16, 8)   b0: (2t.., g)  b1: (2t + 8.., g)
+//   C (16, 8)   0, 1: (g, 2t..)  2, 3: (g + 8, 2t..)
+#pragma once
+
+#include "kernels/cuda/device.cuh"
+
+namespace orpo::cuda {
+
+inline constexpr int kTile = 64;     // rows of a tile, and the head size
+inline constexpr int kPitch = 72;    // elements between rows
+inline constexpr int kWarps = 4;     // a warp owns 16 rows of the tile
+inline constexpr float kScale = 0.125f;                     // 1 / sqrt(64)
+inline constexpr float kLog2e = 1.44269504088896340736f;
+inline constexpr float kMasked = -1.0e30f;                  // finite: -inf - -inf would be NaN
+
+struct Tile {
+    bf16 row[kTile][kPitch];
+};
+
+// Starts the copy of rows [first, first + count) of a head into the tile; rows behind are filled with zeros.
+// head: the head's first channel of row 0, width: elements between rows. All threads of the block take part.
+__device__ __forceinline__ void load_tile_async(Tile& tile, const bf16* head, int width, int first, int count) {
+    const int t = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int i = 0; i < kTile * 8 / (32 * kWarps); ++i) {
+        const int piece = t + i * 32 * kWarps, row = piece / 8, column = piece % 8 * 8;
+        const bool valid = row < count;
+        cp_async_16(&tile.row[row][column], head + int64_t{valid ? first + row : first} * width + column, valid);
+    }
+}
+
+// A fragments of rows [16 * warp, +16) of a tile, all 64 channels: four k-steps.
+__device__ __forceinline__ void load_a(uint4 (&a)[4], const Tile& tile, int warp, int lane) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) a[k] = ldmatrix_x4(&tile.row[warp * 16 + lane % 16][k * 16 + lane / 16 * 8]);
+}
+
+// c (16 rows, 64 rows of tile) += A tile^T: scores of 16 query rows against the tile's 64 rows.
+__device__ __forceinline__ void multiply_nt(float (&c)[8][4], const uint4 (&a)[4], const Tile& tile, int lane) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {  // 16 of the tile's rows at a time
+            const uint4 b = ldmatrix_x4(&tile.row[n * 16 + lane % 8 + lane / 16 * 8][k * 16 + lane / 8 % 2 * 8]);
+            mma_16x8x16(c[2 * n], a[k], b.x, b.y);
+            mma_16x8x16(c[2 * n + 1], a[k], b.z, b.w);
+        }
+}
+
+// c (16, 64 channels) += P tile, P (16, 64 rows of the tile) as A fragments.
+__device__ __forceinline__ void multiply_nn(float (&c)[8][4], const uint4 (&p)[4], const Tile& tile, int lane) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {  // 16 channels at a time
+            const uint4 b = ldmatrix_x4_trans(&tile.row[k * 16 + lane % 16][n * 16 + lane / 16 * 8]);
+            mma_16x8x16(c[2 * n], p[k], b.x, b.y);
+            mma_16x8x16(c[2 * n + 1], p[k], b.z, b.w);
+        }
+}
+
+// Accumulators (16, 64) as A fragments in bf16: the C layout of two neighbouring n-tiles is the A layout of a k-step.
+__device__ __forceinline__ void to_a(uint4 (&a)[4], const float (&c)[8][4]) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+        a[k] = make_uint4(pack_bf16(c[2 * k][0], c[2 * k][1]), pack_bf16(c[2 * k][2], c[2 * k][3]),
+                          pack_bf16(c[2 * k + 1][0], c[2 * k + 1][1]), pack_bf16(c[2 * k + 1][2], c[2 * k + 1][3]));
+}
+
+// Sum and maximum over the four lanes that hold a row's columns.
+__device__ __forceinline__ float row_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ __forceinline__ float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+// Writes accumulator rows (16, 64) of a warp as bf16: row i goes to base + i * width, rows >= count are left out.
+__device__ __forceinline__ void store_rows(const float (&c)[8][4], bf16* base, int width, int count, int lane) {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = g + half * 8;
+        if (row >= count) continue;
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+            *reinterpret_cast<unsigned*>(base + int64_t{row} * width + n * 8 + 2 * t) =
+                pack_bf16(c[n][2 * half], c[n][2 * half + 1]);
+    }
+}
+
+}  // namespace orpo::cuda

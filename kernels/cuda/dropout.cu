@@ -1,0 +1,78 @@
+// Dropout whose mask is a function of an element's place in its pair (kernels/dropout_mask.h), never of its row:
+//   dropout      y = x keep / (1 - p)        reads and writes n elements
+//   dropout_add  dx += d keep / (1 - p)
+// One thread decides four channels with one Philox call (about 100 integer operations): bound by arithmetic on small T.
+#include "kernels/cuda/device.cuh"
+
+namespace orpo::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// Philox4x32-10 as base/philox.h has it; key and counter in, four words out.
+__device__ __forceinline__ uint4 philox4(uint64_t key, uint4 c) {
+    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const uint32_t h0 = __umulhi(0xD2511F53u, c.x), l0 = 0xD2511F53u * c.x;
+        const uint32_t h1 = __umulhi(0xCD9E8D57u, c.z), l1 = 0xCD9E8D57u * c.z;
+        c = make_uint4(h1 ^ c.y ^ k0, l1, h0 ^ c.w ^ k1, l0);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return c;
+}
+
+// Add: y += mask x, else y = mask x.   threshold: a word is dropped when (word >> 8) * 2^-24 < p
+template <bool Add, class T>
+__global__ void dropout_kernel(int first, int64_t quads, int quads_per_row, double p, float keep, uint32_t tensor,
+                               const BatchScalars* scalars, const int32_t* mask_pair, const int32_t* positions,
+                               const T* x, T* y) {
+    const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+    if (i >= quads) return;
+    const int64_t n = first + i / quads_per_row;
+    const uint32_t quad = static_cast<uint32_t>(i % quads_per_row);
+    const uint4 words = philox4(scalars->dropout_key, make_uint4(scalars->step, static_cast<uint32_t>(mask_pair[n]),
+                                                                 static_cast<uint32_t>(positions[n]), tensor << 16 | quad));
+    const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+    const int64_t at = (n * quads_per_row + quad) * 4;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+        const float factor = (word[e] >> 8) * 0x1p-24 >= p ? keep : 0.0f;
+        const float value = factor * to_float(x[at + e]);
+        y[at + e] = from_float<T>(Add ? to_float(y[at + e]) + value : value);
+    }
+}
+
+template <bool Add, class T>
+void launch(Stream stream, int first, int rows, int C, double p, uint32_t tensor, const BatchScalars* scalars,
+            const int32_t* mask_pair, const int32_t* positions, const T* x, T* y) {
+    const int64_t quads = int64_t{rows} * C / 4;
+    const float keep = static_cast<float>(1 / (1 - p));
+    LAUNCH((dropout_kernel<Add, T>), dim3(blocks_for(quads, kThreads)), dim3(kThreads), 0, stream, first, quads, C / 4,
+           p, keep, tensor, scalars, mask_pair, positions, x, y);
+}
+
+}  // namespace
+
+template <class T>
+void dropout(Stream stream, int first, int rows, int C, double p, uint32_t tensor, const BatchScalars* scalars,
+             const int32_t* mask_pair, const int32_t* positions, const T* x, T* y) {
+    launch<false>(stream, first, rows, C, p, tensor, scalars, mask_pair, positions, x, y);
+}
+template <class T>
+void dropout_add(Stream stream, int first, int rows, int C, double p, uint32_t tensor, const BatchScalars* scalars,
+                 const int32_t* mask_pair, const int32_t* positions, const T* d, T* dx) {
+    launch<true>(stream, first, rows, C, p, tensor, scalars, mask_pair, positions, d, dx);
+}
+
+#define ORPO_INSTANTIATE(T)                                                                                  \
+    template void dropout(Stream, int, int, int, double, uint32_t, const BatchScalars*, const int32_t*,      \
+                          const int32_t*, const T*, T*);                                                     \
+    template void dropout_add(Stream, int, int, int, double, uint32_t, const BatchScalars*, const int32_t*,  \
+                              const int32_t*, const T*, T*);
+ORPO_INSTANTIATE(float)
+ORPO_INSTANTIATE(bf16)
+
+}  // namespace orpo::cuda

@@ -1,0 +1,76 @@
+// The attention kernels against the reference in double, at ragged shapes and at SmolLM2's head counts.
+#include "kernels/cuda/tiles.h"
+#include "kernels/reference/reference.h"
+#include "tests/simt/kernel_case.h"
+
+using namespace orpo;
+using namespace orpo::cuda;
+
+namespace {
+
+template <class T>
+void check_attention(int H, int KV, const std::vector<Lengths>& lengths) {
+    const MicroBatch mb = ragged_batch(lengths, 100);
+    HostBatch batch(static_cast<int>(mb.ids.size()), static_cast<int>(mb.pairs.size()), static_cast<int>(mb.heads.size()));
+    batch.fill(mb);
+    const size_t N = mb.ids.size(), W = static_cast<size_t>(H + 2 * KV) * 64;
+    const HeadShape shape{H, KV, 64};
+    const auto qkv = rounded<T>(random_values(N * W, 1)), d_o = rounded<T>(random_values(N * H * 64, 2));
+    std::vector<double> o(N * H * 64), lse(N * H), dqkv(N * W);
+    Reference<double> reference;
+    reference.attention(batch, shape, qkv.data(), o.data(), lse.data());
+    const auto o_in = rounded<T>(o);  // backward is given what forward stored
+    reference.attention_backward(batch, shape, qkv.data(), o_in.data(), lse.data(), d_o.data(), dqkv.data());
+
+    std::vector<QueryTile> queries;
+    std::vector<KeyTile> keys;
+    query_tiles(mb.pairs, queries);
+    key_tiles(mb.pairs, keys);
+    queries.push_back({}), keys.push_back({});  // padding of a captured graph
+    CHECK(static_cast<int>(keys.size()) <= most_tiles(static_cast<int>(N), static_cast<int>(lengths.size())) + 1);
+    simt::Guarded<T> gq(stored<T>(qkv)), go(N * H * 64), gd(stored<T>(d_o)), gdq(N * W), go_in(stored<T>(o));
+    simt::Guarded<float> glse(N * H), gdelta(N * H), glse_in(stored<float>(lse));
+    under_every_schedule([&] {
+        cuda::attention<T>(nullptr, static_cast<int>(queries.size()), {H, KV}, queries.data(), gq.data(), go.data(),
+                           glse.data());
+        CHECK(nmse(widened(go.values()), o) <= tolerance<T>());
+        CHECK(nmse(widened(glse.values()), lse) <= tolerance<T>());
+        cuda::attention_backward<T>(nullptr, static_cast<int>(N), static_cast<int>(queries.size()),
+                                    static_cast<int>(keys.size()), {H, KV}, queries.data(), keys.data(), gq.data(),
+                                    go_in.data(), glse_in.data(), gd.data(), gdelta.data(), gdq.data());
+        CHECK(nmse(widened(gdq.values()), dqkv) <= tolerance<T>());
+    });
+    CHECK((go.intact() && glse.intact() && gdq.intact() && gdelta.intact()));
+}
+
+}  // namespace
+
+TEST_CASE("attention: ragged pairs, grouped heads, fp32") {
+    check_attention<float>(3, 1, {{5, 3, 4}, {1, 1, 1}, {20, 2, 30}});
+    check_attention<float>(2, 2, {{40, 30, 1}});
+}
+TEST_CASE("attention: ragged pairs, grouped heads, bf16") {
+    check_attention<bf16>(3, 1, {{5, 3, 4}, {1, 1, 1}, {70, 10, 3}});
+    check_attention<bf16>(2, 2, {{64, 2, 65}});
+    check_attention<bf16>(1, 1, {{2, 70, 64}});
+}
+TEST_CASE("attention: SmolLM2's heads, bf16") {
+    check_attention<bf16>(9, 3, {{30, 20, 9}});
+    check_attention<bf16>(15, 5, {{10, 5, 12}});
+    check_attention<bf16>(32, 32, {{7, 3, 2}});
+}
+TEST_CASE("attention: the same bits under every schedule") {
+    const MicroBatch mb = ragged_batch({{33, 40, 21}}, 100);
+    const size_t N = mb.ids.size(), W = 5 * 64;
+    std::vector<QueryTile> queries;
+    query_tiles(mb.pairs, queries);
+    simt::Guarded<bf16> qkv(stored<bf16>(random_values(N * W, 5))), o(N * 3 * 64);
+    simt::Guarded<float> lse(N * 3);
+    std::vector<std::vector<double>> outs;
+    under_every_schedule([&] {
+        cuda::attention<bf16>(nullptr, static_cast<int>(queries.size()), {3, 1}, queries.data(), qkv.data(), o.data(),
+                              lse.data());
+        outs.push_back(widened(o.values()));
+    });
+    for (const auto& out : outs) CHECK(out == outs[0]);
+}
