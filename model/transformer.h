@@ -51,10 +51,11 @@ class Transformer {
     // slot (lora.slot_size() each). gradients: the same in F. The log-probabilities stay in logp().
     void train(const Batch& batch, const T* adapters, F* gradients) {
         ORPO_CHECK(sizes_.keep != Keep::kNothing);
-        forward(batch, adapters, Mode::kTrain);
-        k_.head(batch, cfg_.C, normed_, base_.head(), logp_, U_);
-        k_.orpo(batch, logp_, coefficients_);
-        backward(batch, gradients);
+        k_.once("train", batch, [&] {
+            train_forward(batch, adapters);
+            k_.orpo(batch, logp_, coefficients_);
+            backward(batch, gradients);
+        });
     }
     // The same in two halves, for tests that set the coefficients c_t themselves.
     void train_forward(const Batch& batch, const T* adapters) {

@@ -1,0 +1,287 @@
+#include "kernels/cuda/cuda.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace orpo::cuda {
+
+namespace {
+
+constexpr int64_t kAlign = 256;
+constexpr int kHeadChunk = 1024;   // rows whose logits are held: 100 MB in bf16 at SmolLM2's vocabulary
+constexpr int kStagedRows = 256;   // rows of a weight in fp32 on their way to the device
+constexpr int kMostSlots = 64;
+constexpr int kFewRows = 4;        // up to here a product reads W once: gemv
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// Pads hold positions 0..63 of texts of their own, so that every kernel meets finite numbers and sane indices there.
+void pad(HostBatch& batch, const MicroBatch& mb, int tokens, int heads, int pairs) {
+    MicroBatch padded = mb;
+    for (int n = static_cast<int>(mb.ids.size()); n < tokens; n += 64) {
+        const int end = std::min(n + 64, tokens);
+        PairSpan text;
+        text.begin = n, text.chosen = text.rejected = text.end = end;
+        text.slot = mb.pairs.back().slot;
+        text.first_head = static_cast<int32_t>(mb.heads.size());
+        text.pair_in_batch = mb.pairs.back().pair_in_batch;
+        for (int i = n; i < end; ++i) padded.ids.push_back(0), padded.positions.push_back(i - n);
+        padded.pairs.push_back(text);
+    }
+    batch.fill(padded);
+    // Rows that are scored for nothing: no weight, and no row of the batch takes their gradient.
+    HeadRow nothing;
+    nothing.pair = static_cast<int32_t>(mb.pairs.size()) - 1;
+    batch.heads.resize(static_cast<size_t>(heads), nothing);
+    PairSpan none;
+    none.begin = none.chosen = none.rejected = none.end = tokens;
+    batch.pairs.resize(static_cast<size_t>(pairs), none);
+    // The last one writes the coefficients of the rows scored for nothing: zeros.
+    batch.pairs.back().first_head = static_cast<int32_t>(mb.heads.size());
+    batch.pairs.back().heads = heads - static_cast<int32_t>(mb.heads.size());
+    batch.heads_n = heads;
+}
+
+}  // namespace
+
+int ladder(int n, int least) {
+    const int step = std::max(least, static_cast<int>(std::bit_floor(static_cast<unsigned>(std::max(n, 1)))) / 16);
+    return (n + step - 1) / step * step;
+}
+
+template <class Store>
+Cuda<Store>::Cuda(std::shared_ptr<Device> device, const MemoryTable* plan) : device_(std::move(device)) {
+    if (!device_) return;
+    ORPO_CHECK(plan);
+    for (const MemoryTable::Entry& entry : plan->entries()) stretches_[entry.category].bytes += aligned(entry.bytes);
+    for (auto& [category, stretch] : stretches_)
+        stretch.base = static_cast<unsigned char*>(device_->allocate(stretch.bytes));
+}
+
+template <class Store>
+void* Cuda<Store>::take(Category category, const std::string& name, int64_t bytes) {
+    memory_.add(category, name, aligned(bytes));
+    if (planning()) return nullptr;
+    Stretch& stretch = stretches_[category];
+    ORPO_CHECK(stretch.used + aligned(bytes) <= stretch.bytes);  // the plan is what is allocated
+    void* at = stretch.base + stretch.used;
+    stretch.used += aligned(bytes);
+    return at;
+}
+
+template <class Store>
+void Cuda<Store>::reserve(const Limits& limits) {
+    if (limits.V % 8 || limits.C % 8 || limits.I % 8 || limits.shape.HS != 64)
+        throw Error(Exit::kBadModel,
+                    "the CUDA kernels need a head size of 64 and widths that are multiples of 8; use --device cpu");
+    chunk_ = std::min(kHeadChunk, ladder(std::max(limits.heads, 1), 16));
+    logits_ = allocate<T>(Category::kWorkspace, "logits of a chunk", int64_t{chunk_} * limits.V);
+    gathered_ = allocate<T>(Category::kWorkspace, "head rows of a chunk", int64_t{chunk_} * limits.C);
+    if (limits.gradients)
+        delta_ = allocate<float>(Category::kWorkspace, "attention delta", int64_t{limits.tokens} * limits.shape.H);
+    most_slots_ = kMostSlots;
+    norms_ = allocate<double>(Category::kWorkspace, "norm sums", int64_t{kMostSlots} * (kNormBlocks + 1));
+    steps_ = allocate<AdamwStep>(Category::kWorkspace, "AdamW steps", kMostSlots);
+}
+
+template <class Store>
+auto Cuda<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned, const RowReader& read)
+    -> Weight {
+    if (!staged_) {
+        // Wide enough for every weight of the model: rows are cut to fit.
+        staged_ = allocate<float>(Category::kWorkspace, "weights on their way", int64_t{kStagedRows} * 8192);
+    }
+    T* data = allocate<T>(Category::kWeights, name, rows * cols);
+    if (planning()) return {static_cast<int>(rows), static_cast<int>(cols), nullptr};
+    const int64_t at_once = std::max<int64_t>(1, int64_t{kStagedRows} * 8192 / cols);
+    std::vector<float> host(static_cast<size_t>(std::min(at_once, rows) * cols));
+    for (int64_t first = 0; first < rows; first += at_once) {
+        const int64_t count = std::min(at_once, rows - first);
+        read(first, count, host.data());
+        device_->copy_in(staged_, host.data(), count * cols * static_cast<int64_t>(sizeof(float)));
+        cuda::cast<T>(stream(), count * cols, staged_, data + first * cols);
+    }
+    return {static_cast<int>(rows), static_cast<int>(cols), data};
+}
+
+template <class Store>
+auto Cuda<Store>::make_batch(int tokens, int pairs, int heads) -> Batch {
+    Batch b;
+    b.capacity_tokens = tokens;
+    b.capacity_heads = heads;
+    b.capacity_pairs = ladder(pairs + tokens / 64 / 16 + 2, 8);
+    const int64_t N = tokens, P = b.capacity_pairs, tiles = most_tiles(tokens, b.capacity_pairs);
+    const int64_t bytes = 5 * aligned(N * 4) + aligned(P * static_cast<int64_t>(sizeof(PairSpan))) +
+                          aligned(int64_t{b.capacity_heads} * static_cast<int64_t>(sizeof(HeadRow))) +
+                          aligned(tiles * static_cast<int64_t>(sizeof(QueryTile))) +
+                          aligned(tiles * static_cast<int64_t>(sizeof(KeyTile))) + kAlign;
+    auto* at = allocate<unsigned char>(Category::kBatch, "micro-batch", bytes);
+    if (planning()) return b;
+    const auto place = [&](auto*& pointer, int64_t count) {
+        using U = std::remove_reference_t<decltype(*pointer)>;
+        pointer = reinterpret_cast<U*>(at);
+        at += aligned(count * static_cast<int64_t>(sizeof(U)));
+    };
+    place(b.scalars, 1);
+    for (int32_t** list : {&b.ids, &b.positions, &b.mask_pair, &b.head1, &b.head2}) place(*list, N);
+    place(b.pairs, P), place(b.heads, b.capacity_heads), place(b.query_tile, tiles), place(b.key_tile, tiles);
+    b.host = std::make_shared<HostBatch>(tokens, b.capacity_pairs, b.capacity_heads);
+    b.staging.assign(static_cast<size_t>(bytes), 0);
+    return b;
+}
+
+template <class Store>
+void Cuda<Store>::upload(const MicroBatch& mb, Batch& b) {
+    ORPO_CHECK(!mb.pairs.empty() && static_cast<int>(mb.ids.size()) <= b.capacity_tokens);
+    const int tokens = static_cast<int>(mb.ids.size()), heads = static_cast<int>(mb.heads.size());
+    // A few rows at a time (decoding) are taken as they are.
+    const bool few = tokens <= 64;
+    b.N = few ? tokens : std::min(ladder(tokens, 64), b.capacity_tokens);
+    b.heads_n = few ? heads : std::min(ladder(heads, 16), b.capacity_heads);
+    const int with_pads = static_cast<int>(mb.pairs.size()) + (b.N - tokens + 63) / 64;
+    b.pairs_n = ladder(with_pads + 1, 8);
+    ORPO_CHECK(b.pairs_n <= b.capacity_pairs);
+    pad(*b.host, mb, b.N, b.heads_n, b.pairs_n);
+    b.runs = b.host->runs;
+    query_tiles(b.host->pairs, b.host_queries);
+    key_tiles(b.host->pairs, b.host_keys);
+    b.query_tiles = b.key_tiles = few ? static_cast<int>(std::max(b.host_queries.size(), b.host_keys.size()))
+                                      : most_tiles(b.N, b.pairs_n);
+    b.host_queries.resize(static_cast<size_t>(b.query_tiles));
+    b.host_keys.resize(static_cast<size_t>(b.key_tiles));
+
+    const BatchScalars scalars{mb.dropout_key, mb.step};
+    unsigned char* begin = b.staging.data();
+    const auto base = reinterpret_cast<unsigned char*>(b.scalars);
+    const auto put = [&](const auto* device, const auto* host, size_t count) {
+        std::memcpy(begin + (reinterpret_cast<const unsigned char*>(device) - base), host, count * sizeof(*host));
+    };
+    put(b.scalars, &scalars, 1);
+    const HostBatch& h = *b.host;
+    put(b.ids, h.ids.data(), h.ids.size()), put(b.positions, h.positions.data(), h.positions.size());
+    put(b.mask_pair, h.mask_pair.data(), h.mask_pair.size());
+    put(b.head1, h.head1.data(), h.head1.size()), put(b.head2, h.head2.data(), h.head2.size());
+    put(b.pairs, h.pairs.data(), h.pairs.size()), put(b.heads, h.heads.data(), h.heads.size());
+    put(b.query_tile, b.host_queries.data(), b.host_queries.size());
+    put(b.key_tile, b.host_keys.data(), b.host_keys.size());
+    const int64_t used = reinterpret_cast<unsigned char*>(b.key_tile + b.key_tiles) - base;
+    device_->copy_in(base, begin, used);
+}
+
+template <class Store>
+void Cuda<Store>::write(int64_t n, const float* host, float* to) {
+    if (!planning()) device_->copy_in(to, host, n * static_cast<int64_t>(sizeof(float)));
+}
+template <class Store>
+void Cuda<Store>::read(int64_t n, const float* from, float* host) {
+    device_->copy_out(from, host, n * static_cast<int64_t>(sizeof(float)));
+}
+template <class Store>
+void Cuda<Store>::read(int64_t n, const double* from, double* host) {
+    device_->copy_out(from, host, n * static_cast<int64_t>(sizeof(double)));
+}
+template <class Store>
+void Cuda<Store>::zero(int64_t n, float* x) {
+    if (!planning()) device_->zero(x, n * static_cast<int64_t>(sizeof(float)));
+}
+
+template <class Store>
+void Cuda<Store>::once(const std::string& name, const Batch& b, const std::function<void()>& f) {
+    std::string key = name;
+    for (const int size : {b.N, b.heads_n, b.pairs_n, b.query_tiles}) key += " " + std::to_string(size);
+    for (const SlotRun& run : b.runs)
+        key += " " + std::to_string(run.slot) + ":" + std::to_string(run.first) + "+" + std::to_string(run.rows);
+    const auto found = graphs_.find(key);
+    if (found != graphs_.end() && found->second >= 0) return device_->replay(found->second);
+    if (found == graphs_.end()) {
+        // The first time runs plainly: libraries load and choose their kernels outside a capture.
+        graphs_[key] = -1;
+        return f();
+    }
+    device_->begin_capture();
+    f();
+    found->second = device_->end_capture();
+    device_->replay(found->second);
+}
+
+// --- products. Row-major throughout.
+template <class Store>
+void Cuda<Store>::linear(int N, const T* x, const Weight& W, T* y) {
+    if (N <= kFewRows) return gemv<T, T>(stream(), N, W.rows, W.cols, x, W.data, y);
+    gemm_nt(N, W.rows, W.cols, 1, x, W.cols, W.data, W.cols, y, W.rows, false);
+}
+template <class Store>
+void Cuda<Store>::linear_backward(int N, const T* dy, const Weight& W, T* dx) {
+    gemm_nn(N, W.cols, W.rows, 1, dy, W.rows, W.data, W.cols, dx, W.cols, false);
+}
+template <class Store>
+void Cuda<Store>::gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
+                          bool accumulate) {
+    multiply({false, true, M, N, K, lda, ldb, ldc, a, accumulate, kStore, kStore}, A, B, C);
+}
+template <class Store>
+void Cuda<Store>::gemm_nn(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
+                          bool accumulate) {
+    multiply({false, false, M, N, K, lda, ldb, ldc, a, accumulate, kStore, kStore}, A, B, C);
+}
+template <class Store>
+void Cuda<Store>::gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int ldb, float* C, int ldc) {
+    multiply({true, false, M, N, K, lda, ldb, ldc, 1, true, kStore, Number::kFloat}, A, B, C);
+}
+
+// --- the head: logits of a chunk of rows, then softmax - onehot in their place, then U.
+template <class Store>
+void Cuda<Store>::head(const Batch& b, int C, const T* n, const Weight& W, double* logp, T* U) {
+    const int V = W.rows;
+    for (int first = 0; first < b.heads_n; first += chunk_) {
+        const int rows = std::min(chunk_, b.heads_n - first);
+        gather<T>(stream(), rows, C, b.heads + first, n, gathered_);
+        gemm_nt(rows, V, C, 1, gathered_, C, W.data, C, logits_, V, false);
+        softmax_xent<T>(stream(), rows, V, b.heads + first, logits_, logp + first, U != nullptr);
+        if (U) gemm_nn(rows, C, V, 1, logits_, V, W.data, C, U + int64_t{first} * C, C, false);
+    }
+}
+template <class Store>
+void Cuda<Store>::logits(const Batch& b, int C, const T* n, const Weight& W, float* z) {
+    for (int first = 0; first < b.heads_n; first += chunk_) {
+        const int rows = std::min(chunk_, b.heads_n - first);
+        gather<T>(stream(), rows, C, b.heads + first, n, gathered_);
+        float* to = z + int64_t{first} * W.rows;
+        if (rows <= kFewRows) gemv<T, float>(stream(), rows, W.rows, C, gathered_, W.data, to);
+        else
+            multiply({false, true, rows, W.rows, C, C, C, W.rows, 1, false, kStore, Number::kFloat}, gathered_, W.data,
+                     to);
+    }
+}
+
+// --- the optimizer
+template <class Store>
+void Cuda<Store>::squared_norms(int slots, int64_t n, const float* g, double* out) {
+    ORPO_CHECK(slots <= most_slots_);
+    double* totals = norms_ + int64_t{most_slots_} * kNormBlocks;
+    cuda::squared_norms(stream(), slots, n, g, norms_, totals);
+    read(slots, totals, out);
+}
+template <class Store>
+void Cuda<Store>::adamw(int slots, int64_t n, const AdamwSlot* slot, float* p, const float* g, float* m, float* v) {
+    ORPO_CHECK(slots <= most_slots_);
+    std::vector<AdamwStep> steps;
+    for (int s = 0; s < slots; ++s) {
+        const AdamwSlot& a = slot[s];
+        steps.push_back({static_cast<float>(a.lr / a.bias1), static_cast<float>(1 - a.lr * a.weight_decay),
+                         static_cast<float>(a.beta1), static_cast<float>(a.beta2),
+                         static_cast<float>(1 / std::sqrt(a.bias2)), static_cast<float>(a.eps),
+                         static_cast<float>(a.grad_scale), a.active ? 1 : 0});
+    }
+    device_->copy_in(steps_, steps.data(), slots * static_cast<int64_t>(sizeof(AdamwStep)));
+    cuda::adamw(stream(), slots, n, steps_, p, g, m, v);
+}
+
+template class Cuda<float>;
+template class Cuda<bf16>;
+static_assert(Kernels<Cuda<float>> && Kernels<Cuda<bf16>>);
+
+}  // namespace orpo::cuda

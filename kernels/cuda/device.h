@@ -1,0 +1,62 @@
+// The few calls by which the CUDA backend reaches a device: memory, copies, matrix products, capture and replay.
+// device_cuda.cpp makes them with the CUDA runtime and cuBLASLt; tests/simt/standin.cpp on a CPU, so that the whole
+// backend (offsets, launches, memory plan, graphs) runs in tests on machines without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/cuda/ops.h"
+
+namespace orpo::cuda {
+
+struct DeviceInfo {
+    std::string name;  // "NVIDIA H200, sm_90"
+    int64_t bytes = 0;  // of device memory in all
+    int multiprocessors = 0;
+};
+
+enum class Number : int32_t { kFloat, kBf16 };
+
+// Row-major C (M, N) = a op(A) op(B) + (accumulate ? C : 0), sums in fp32.
+struct Product {
+    bool transpose_a = false, transpose_b = false;  // A is (M, K), or (K, M) when transposed; B (K, N) or (N, K)
+    int M = 0, N = 0, K = 0;
+    int lda = 0, ldb = 0, ldc = 0;
+    double a = 1;
+    bool accumulate = false;
+    Number in = Number::kBf16, out = Number::kBf16;
+};
+
+class Device {
+  public:
+    // Error(kNoDevice) when there is no such device or no driver.
+    static std::unique_ptr<Device> open(int index);
+    virtual ~Device() = default;
+
+    virtual const DeviceInfo& info() const = 0;
+    virtual Stream stream() = 0;
+
+    // Lives as long as the device object; aligned to 256 bytes. Error(kMemory) that says how much was asked for.
+    virtual void* allocate(int64_t bytes) = 0;
+    // In stream order. `host` may be used again when copy_in returns; copy_out waits for the bytes.
+    virtual void copy_in(void* to, const void* host, int64_t bytes) = 0;
+    virtual void copy_out(const void* from, void* host, int64_t bytes) = 0;
+    virtual void zero(void* to, int64_t bytes) = 0;
+    virtual void wait() = 0;
+
+    // Bit-equal from run to run: one algorithm and workspace a shape.
+    virtual void multiply(const Product& product, const void* A, const void* B, void* C) = 0;
+
+    // What is launched between the two becomes a graph (it does not run). No copies and waits inside.
+    virtual void begin_capture() = 0;
+    virtual int end_capture() = 0;  // its number
+    virtual void replay(int graph) = 0;
+
+    // Named ranges for profilers.
+    virtual void push_range(const char* name) = 0;
+    virtual void pop_range() = 0;
+};
+
+}  // namespace orpo::cuda

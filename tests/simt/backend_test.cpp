@@ -1,0 +1,138 @@
+// The whole CUDA backend on the stand-in: the host code that a GPU will run (offsets, launches, padding, memory plan,
+// graphs) trains a tiny model and equals the reference.
+#include <doctest/doctest.h>
+
+#include "kernels/cuda/cuda.h"
+#include "tests/simt/simt.h"
+#include "tests/simt/standin.h"
+
+#include "model/engine_of.h"
+#include "tests/tiny_model.h"
+
+using namespace orpo;
+using namespace orpo::test;
+
+namespace {
+
+ModelConfig gpu_config() {
+    ModelConfig c = tiny_config();
+    c.V = 96, c.C = 48, c.HS = 64, c.I = 40;
+    return c;
+}
+
+template <class T>
+struct Gpu {
+    explicit Gpu(const EngineOptions& options, const ModelConfig& config = gpu_config()) : weights(config) {
+        EngineOptions planning = options;
+        planning.planning = true;
+        EngineOf<cuda::Cuda<T>> plan(std::make_unique<cuda::Cuda<T>>(nullptr, nullptr), "plan", config, nullptr, planning);
+        planned = plan.memory().bytes();
+        device = cuda::StandinDevice::make();
+        engine = std::make_unique<EngineOf<cuda::Cuda<T>>>(std::make_unique<cuda::Cuda<T>>(device, &plan.memory()),
+                                                           "stand-in", config, &weights, options);
+    }
+    RandomWeights weights;
+    int64_t planned = 0;
+    std::shared_ptr<cuda::StandinDevice> device;
+    std::unique_ptr<Engine> engine;
+};
+
+EngineOptions options(int tokens, Keep keep = Keep::kActivations, double dropout = 0) {
+    EngineOptions o;
+    o.lora.R = 8, o.lora.alpha = 16, o.lora.dropout = dropout;
+    o.sizes = {tokens, tokens, 64};
+    o.sizes.keep = keep;
+    return o;
+}
+
+struct Run {
+    std::vector<double> losses;
+    std::vector<float> gradients, parameters;
+};
+// A few optimizer steps on the same pairs, cut into micro-batches.
+Run train(Engine& engine, const std::vector<PreferencePair>& pairs, int steps, int max_tokens) {
+    Run run;
+    const auto start = random_adapter(engine.lora(), "start");
+    engine.write(Arena::kParameters, 0, start);
+    for (int step = 1; step <= steps; ++step) {
+        engine.zero_gradients();
+        double loss = 0;
+        for (const MicroBatch& mb : pack(pointers(pairs), pack_options(pairs, {}, max_tokens))) {
+            std::vector<double> logp(mb.heads.size());
+            engine.train(mb, logp);
+            for (const PairRecord& r : pair_records(mb, logp)) loss += r.loss.nll + r.odds_weight * r.loss.odds_loss;
+        }
+        run.losses.push_back(loss);
+        AdamwSlot slot;
+        slot.lr = 1e-3;
+        slot.bias1 = 1 - std::pow(0.9, step), slot.bias2 = 1 - std::pow(0.999, step);
+        slot.grad_scale = 1 / std::max(1.0, engine.gradient_norms()[0]);
+        if (step == 1) {
+            run.gradients.resize(start.size());
+            engine.read(Arena::kGradients, 0, run.gradients);
+        }
+        engine.adamw(std::span(&slot, 1));
+    }
+    run.parameters.resize(start.size());
+    engine.read(Arena::kParameters, 0, run.parameters);
+    return run;
+}
+
+std::unique_ptr<Engine> oracle(const EngineOptions& o, const RandomWeights& weights, const ModelConfig& config) {
+    return std::make_unique<EngineOf<Reference<double>>>(std::make_unique<Reference<double>>(), "reference", config,
+                                                         &weights, o);
+}
+
+}  // namespace
+
+TEST_CASE("stand-in, fp32: steps equal the reference; replayed graphs give the bits of plain launches") {
+    const auto pairs = random_pairs(5, 96);
+    const EngineOptions o = options(128);
+    Gpu<float> gpu(o);
+    const Run got = train(*gpu.engine, pairs, 4, 128), want = train(*oracle(o, gpu.weights, gpu_config()), pairs, 4, 128);
+    for (size_t i = 0; i < want.losses.size(); ++i) CHECK(got.losses[i] == doctest::Approx(want.losses[i]).epsilon(1e-5));
+    CHECK(relative_error(got.gradients, want.gradients) <= 1e-5);
+    CHECK(relative_error(got.parameters, want.parameters) <= 1e-5);
+    CHECK(gpu.device->statistics().captures >= 1);
+    CHECK(gpu.device->statistics().replays >= 2);
+    CHECK(gpu.device->statistics().bytes == gpu.planned);
+}
+
+TEST_CASE("stand-in, bf16: gradients point where ours in fp32 do") {
+    const auto pairs = random_pairs(4, 96);
+    const EngineOptions o = options(128);
+    Gpu<cuda::bf16> gpu(o);
+    const Run got = train(*gpu.engine, pairs, 1, 128), want = train(*oracle(o, gpu.weights, gpu_config()), pairs, 1, 128);
+    CHECK(got.losses[0] == doctest::Approx(want.losses[0]).epsilon(5e-3));
+    CHECK(cosine(got.gradients, want.gradients) >= 0.995);
+}
+
+TEST_CASE("stand-in: every memory mode and every cut into micro-batches gives the same gradients") {
+    const auto pairs = random_pairs(4, 96);
+    Gpu<float> all(options(128));
+    const Run want = train(*all.engine, pairs, 1, 128);
+    for (const Keep keep : {Keep::kNoGateUp, Keep::kInputs}) {
+        Gpu<float> gpu(options(128, keep));
+        CHECK(gpu.planned < all.planned);
+        CHECK(relative_error(train(*gpu.engine, pairs, 1, 128).gradients, want.gradients) <= 1e-6);
+    }
+    Gpu<float> small(options(40));
+    CHECK(relative_error(train(*small.engine, pairs, 1, 40).gradients, want.gradients) <= 1e-5);
+}
+
+TEST_CASE("stand-in: dropout masks are those of the reference") {
+    const auto pairs = random_pairs(3, 96);
+    const EngineOptions o = options(64, Keep::kActivations, 0.25);
+    Gpu<float> gpu(o);
+    const Run got = train(*gpu.engine, pairs, 1, 64), want = train(*oracle(o, gpu.weights, gpu_config()), pairs, 1, 64);
+    CHECK(relative_error(got.gradients, want.gradients) <= 1e-5);
+}
+
+TEST_CASE("stand-in: device memory is not host memory, and an impossible plan is refused") {
+    auto device = cuda::StandinDevice::make(1 << 20);
+    CHECK_THROWS_AS(device->allocate(2 << 20), Error);
+    void* p = device->allocate(1000);
+    float value = 0;
+    device->copy_out(p, &value, 4);
+    CHECK(std::isnan(value));
+}
