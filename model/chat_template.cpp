@@ -1,6 +1,7 @@
 #include "model/chat_template.h"
 
 #include "base/error.h"
+#include "model/jinja_shape.h"
 
 namespace orpo {
 namespace {
@@ -8,15 +9,29 @@ namespace {
 constexpr std::string_view kDefaultSystem =
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n";
 
+// Shapes (model/jinja_shape.h).
+constexpr std::string_view kChatmlShape =
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+// SmolLM2-Instruct, all sizes.
+constexpr std::string_view kSmolLM2Shape =
+    "{% for message in messages %}{% if loop.first and messages[0].role != 'system' %}<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
 }  // namespace
 
 ChatTemplate recognise_template(std::string_view jinja, const std::string& model_path) {
-    if (jinja.empty()) return ChatTemplate::kNone;
-    if (jinja.find("named SmolLM, trained by Hugging Face<|im_end|>") != std::string_view::npos)
-        return ChatTemplate::kSmolLM2;
-    throw Error(Exit::kBadModel, model_path +
-                                     ": the chat template is not known; supported: SmolLM2's and ChatML. "
-                                     "Pass --template chatml or --template plain");
+    if (jinja.find_first_not_of(" \t\r\n") == std::string_view::npos) return ChatTemplate::kNone;
+    const auto shape = jinja_shape(jinja);
+    if (shape == kChatmlShape) return ChatTemplate::kChatml;
+    if (shape == kSmolLM2Shape) return ChatTemplate::kSmolLM2;
+    throw Error(Exit::kBadModel,
+                model_path +
+                    ": its chat template is none of the known ones (SmolLM2's, ChatML) and templates are not "
+                    "run; pass --template chatml to train it with ChatML turns, or --template plain to take "
+                    "the strings as they are");
 }
 
 std::string_view template_name(ChatTemplate kind) {
