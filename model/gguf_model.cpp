@@ -124,6 +124,7 @@ GgufTokenizerFields gguf_tokenizer_fields(const GgufFile& file) {
         bad("'tokenizer.ggml.tokens' is no list of texts");
 
     GgufTokenizerFields fields;
+    fields.file = file.path();
     fields.model = file.text("tokenizer.ggml.model");
     fields.pre = optional_text("tokenizer.ggml.pre");
     fields.tokens = tokens->texts;

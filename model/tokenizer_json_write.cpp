@@ -13,8 +13,9 @@ Json added_token(const TokenizerDefinition::Added& added) {
             {"rstrip", false},          {"normalized", added.normalized}, {"special", added.special}};
 }
 
-Json byte_level() {
-    return {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+// The decoder's add_prefix_space does nothing; the official file has it true, and ours is that file byte for byte.
+Json byte_level(bool add_prefix_space) {
+    return {{"type", "ByteLevel"}, {"add_prefix_space", add_prefix_space}, {"trim_offsets", true}, {"use_regex", true}};
 }
 
 const std::string& token_text(const TokenizerDefinition& definition, int32_t id) {
@@ -33,10 +34,10 @@ std::string tokenizer_json(const TokenizerDefinition& definition) {
         entry.update(added_token(token));
         added.push_back(std::move(entry));
     }
-    Json pre_tokenizer = byte_level();
+    Json pre_tokenizer = byte_level(false);
     if (definition.isolate_digits) {
         pre_tokenizer = {{"type", "Sequence"},
-                         {"pretokenizers", {{{"type", "Digits"}, {"individual_digits", true}}, byte_level()}}};
+                         {"pretokenizers", {{{"type", "Digits"}, {"individual_digits", true}}, byte_level(false)}}};
     }
     Json vocabulary = Json::object();
     for (size_t id = 0; id < definition.tokens.size(); ++id) {
@@ -59,7 +60,7 @@ std::string tokenizer_json(const TokenizerDefinition& definition) {
                        {"normalizer", nullptr},
                        {"pre_tokenizer", std::move(pre_tokenizer)},
                        {"post_processor", nullptr},
-                       {"decoder", byte_level()},
+                       {"decoder", byte_level(true)},
                        {"model",
                         {{"type", "BPE"},
                          {"dropout", nullptr},
@@ -71,7 +72,7 @@ std::string tokenizer_json(const TokenizerDefinition& definition) {
                          {"ignore_merges", definition.ignore_merges},
                          {"vocab", std::move(vocabulary)},
                          {"merges", std::move(merges)}}}};
-    return root.dump(2) + "\n";
+    return root.dump(2);
 }
 
 std::string tokenizer_config_json(const TokenizerDefinition& definition, std::string_view chat_template,
@@ -88,6 +89,7 @@ std::string tokenizer_config_json(const TokenizerDefinition& definition, std::st
     name("eos_token", definition.eos);
     root["model_max_length"] = max_positions;
     name("pad_token", definition.pad);
+    // Not SmolLM2's own "GPT2Tokenizer": transformers 5 builds that class anew and leaves the digit splitting out.
     root["tokenizer_class"] = "PreTrainedTokenizerFast";
     name("unk_token", definition.unk);
     return root.dump(2) + "\n";
