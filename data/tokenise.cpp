@@ -158,7 +158,7 @@ Tokenised tokenise_trl(const Rendered& row, Encoder& encoder, const EndTokens& e
                                          " tokens, which leaves no room "
                                          "for an answer in max-length " +
                                          std::to_string(limit) +
-                                         " under --semantics trl; raise --max-length or leave the row out");
+                                         " under --semantics trl; raise --max-length");
         out.tokens_cut += static_cast<int64_t>(s->ids.size() - limit);
         s->ids.resize(limit);
         out.remarks.add(s == &chosen ? Remark::kChosenCut : Remark::kRejectedCut);
