@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file
 
 adapter, base = pathlib.Path(sys.argv[1]), sys.argv[2]
-warnings.simplefilter("error")  # PEFT warns about keys that it does not know or does not find
+warnings.simplefilter("error", UserWarning)  # PEFT warns about keys that it does not know or does not find
 model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 model = peft.PeftModel.from_pretrained(model, str(adapter))
 config = json.loads((adapter / "adapter_config.json").read_text())
