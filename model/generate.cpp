@@ -7,61 +7,10 @@
 
 #include "base/error.h"
 #include "base/philox.h"
-#include "model/utf8.h"
+#include "model/text_stream.h"
 
 namespace orpo {
 namespace {
-
-// The bytes of one sequence so far: where a stop begins, and what may be shown already.
-class TextStream {
-  public:
-    explicit TextStream(const std::vector<std::string>& stops) : stops_(stops) {}
-
-    // Returns true when a stop text appeared; it and what follows are cut off.
-    bool add(std::string_view bytes) {
-        const size_t before = bytes_.size();
-        bytes_ += bytes;
-        size_t cut = std::string::npos;
-        for (const std::string& stop : stops_) {
-            const size_t from = before >= stop.size() ? before - stop.size() + 1 : 0;
-            cut = std::min(cut, bytes_.find(stop, from));
-        }
-        if (cut == std::string::npos) return false;
-        bytes_.resize(cut);
-        return true;
-    }
-    // Whole characters that no stop can still claim; everything when the sequence has ended.
-    std::string take(bool ended) {
-        size_t end = bytes_.size();
-        if (!ended) {
-            for (const std::string& stop : stops_)
-                for (size_t n = std::min(stop.size(), bytes_.size()); n > 0; --n)
-                    if (bytes_.compare(bytes_.size() - n, n, stop, 0, n) == 0) {
-                        end = std::min(end, bytes_.size() - n);
-                        break;
-                    }
-            // An unfinished character at the end waits for its other bytes.
-            for (size_t back = 1; back <= 3 && back <= end; ++back) {
-                const auto byte = static_cast<unsigned char>(bytes_[end - back]);
-                if (byte < 0x80) break;
-                if (byte < 0xC0) continue;
-                const size_t length = byte < 0xE0 ? 2 : byte < 0xF0 ? 3 : 4;
-                if (length > back) end -= back;
-                break;
-            }
-        }
-        if (end <= shown_) return {};
-        const std::string piece = repair_utf8(std::string_view(bytes_).substr(shown_, end - shown_));
-        shown_ = end;
-        return piece;
-    }
-    std::string text() const { return repair_utf8(bytes_); }
-
-  private:
-    const std::vector<std::string>& stops_;
-    std::string bytes_;
-    size_t shown_ = 0;
-};
 
 struct Running {
     size_t index = 0;    // in prompts and results
