@@ -1,0 +1,134 @@
+#include "src/train_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+#include "src/host_memory.h"
+#include "src/terminal.h"
+#include "src/train_data.h"
+
+namespace orpo {
+namespace {
+
+// Enough rows to keep the products of a small model near their best rate; more only costs memory.
+constexpr int64_t kUsualTokens = 2048;
+// Orders are followed that far to find the largest micro-batch; beyond, the bound is taken.
+constexpr int64_t kStepsFollowed = 20000;
+
+struct Sizes {
+    int64_t rows = 0;  // of the largest micro-batch
+    int64_t positions = 0;
+};
+
+// What pack() will make of the run, by the same greedy rule.
+class Packing {
+  public:
+    Packing(const Objective& objective, int64_t budget) : objective_(objective), budget_(budget) {}
+    void begin() { taken_ = 0; }
+    void add(const PreferencePair& pair) {
+        const int64_t rows = packed_rows(pair, objective_);
+        if (taken_ + rows > budget_) taken_ = 0;
+        taken_ += rows;
+        sizes_.rows = std::max(sizes_.rows, taken_);
+        const auto answer = static_cast<int64_t>(std::max(pair.chosen.size(), pair.rejected.size()));
+        sizes_.positions = std::max(sizes_.positions, static_cast<int64_t>(pair.prompt.size()) + answer);
+    }
+    const Sizes& sizes() const { return sizes_; }
+
+  private:
+    const Objective& objective_;
+    int64_t budget_;
+    int64_t taken_ = 0;
+    Sizes sizes_;
+};
+
+Sizes largest(const TrainSetup& setup, int64_t budget) {
+    const TrainConfig& c = setup.config;
+    Packing packing(setup.objective, budget);
+    BatchOrder order(setup.train.pairs, c.batch_size, c.seed, c.shuffle);
+    int64_t epoch = 0, position = 0;
+    for (int64_t step = 0; step < std::min(setup.steps, kStepsFollowed); ++step) {
+        packing.begin();
+        for (const PreferencePair* pair : order.batch(epoch, position)) packing.add(*pair);
+        order.advance(epoch, position);
+    }
+    for (size_t i = 0; i < setup.eval.pairs.size(); ++i) {
+        if (i % 64 == 0) packing.begin();
+        packing.add(setup.eval.pairs[i]);
+    }
+    Sizes sizes = packing.sizes();
+    if (setup.steps > kStepsFollowed) sizes.rows = budget;
+    return sizes;
+}
+
+int64_t longest_pair(const TrainSetup& setup) {
+    int64_t longest = 0;
+    for (const auto* pairs : {&setup.train.pairs, &setup.eval.pairs})
+        for (const PreferencePair& pair : *pairs) longest = std::max(longest, packed_rows(pair, setup.objective));
+    return longest;
+}
+
+}  // namespace
+
+std::string resolve_device(const std::string& device) { return device == "auto" ? "cpu" : device; }
+
+std::string resolve_dtype(const std::string& dtype, const std::string&) { return dtype == "auto" ? "fp32" : dtype; }
+
+TrainPlan plan_training(TrainSetup& setup) {
+    TrainConfig& c = setup.config;
+    TrainPlan plan;
+    plan.device = {resolve_device(c.device), resolve_dtype(c.dtype, c.device), static_cast<int>(c.threads)};
+    c.dtype = plan.device.dtype;
+    plan.engine.lora = c.lora();
+    plan.engine.planning = true;
+    const int64_t longest = longest_pair(setup);
+    const bool chosen = c.micro_batch_tokens > 0;  // by the user, or by the run that is resumed
+    if (chosen && c.micro_batch_tokens < longest)
+        throw Error(Exit::kUsage, fmt::format("--micro-batch-tokens {}: the longest pair takes {}; raise it or lower "
+                                              "--max-length",
+                                              c.micro_batch_tokens, longest));
+    const int64_t usual = chosen ? c.micro_batch_tokens : std::max(kUsualTokens, longest);
+
+    // n floats each: masters, m, v, best and the PEFT form of them while saving, and the file's buffer.
+    const LoraLayout layout(setup.model.config, plan.engine.lora);
+    const int64_t resident = resident_bytes(), copies = 7 * 4 * layout.slot_size();
+    const int64_t available = available_bytes();
+    for (const int64_t budget : {usual, chosen ? usual : std::max(kUsualTokens / 2, longest), chosen ? usual : longest})
+        for (const Keep keep : {Keep::kActivations, Keep::kNoGateUp, Keep::kInputs}) {
+            const Sizes sizes = largest(setup, budget);
+            plan.engine.sizes.tokens = static_cast<int>(sizes.rows);
+            plan.engine.sizes.heads = static_cast<int>(sizes.rows);
+            plan.engine.sizes.max_positions = static_cast<int>(sizes.positions);
+            plan.engine.sizes.keep = keep;
+            plan.max_tokens = static_cast<int>(budget);
+            plan.memory = make_engine(plan.device, setup.model.config, nullptr, plan.engine)->memory();
+            plan.rest_bytes = resident + copies;
+            if (plan.memory.bytes() + copies > available - available / 20) continue;
+            c.micro_batch_tokens = budget;
+            plan.engine.planning = false;
+            return plan;
+        }
+    throw Error(Exit::kMemory,
+                fmt::format("training needs {} and {} are free, even with {} tokens at once and everything recomputed. "
+                            "Lower --max-length ({} now), or take a smaller model",
+                            human_bytes(static_cast<double>(plan.peak_bytes())),
+                            human_bytes(static_cast<double>(available)), plan.max_tokens, c.max_length));
+}
+
+std::string plan_text(const TrainPlan& plan) {
+    std::string text;
+    for (int i = 0; i < static_cast<int>(Category::kCount); ++i) {
+        const auto category = static_cast<Category>(i);
+        if (plan.memory.bytes(category) > 0)
+            text += fmt::format("  {:<28}{:>10}\n", category_name(category),
+                                human_bytes(static_cast<double>(plan.memory.bytes(category))));
+    }
+    text += fmt::format("  {:<28}{:>10}\n", "program, data, saving", human_bytes(static_cast<double>(plan.rest_bytes)));
+    text += fmt::format("  {:<28}{:>10}\n", "expected peak", human_bytes(static_cast<double>(plan.peak_bytes())));
+    return text;
+}
+
+}  // namespace orpo
