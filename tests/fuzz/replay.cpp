@@ -102,6 +102,10 @@ int main(int argc, char** argv) {
         std::sort(paths.begin(), paths.end());
         for (const auto& path : paths) {
             std::ifstream in(path, std::ios::binary);
+            if (!in) {
+                std::fprintf(stderr, "%s: cannot be read\n", path.c_str());
+                return 1;
+            }
             inputs.emplace_back(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>());
         }
     }
