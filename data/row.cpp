@@ -156,7 +156,8 @@ Row parse_openai(Columns& columns) {
     simdjson::dom::object input;
     if (columns.find("input")->get_object().get(input))
         throw RowFault("input", "must be an object that holds messages");
-    const element* messages = Members(input, "input").find("messages");
+    const Members inside(input, "input");
+    const element* messages = inside.find("messages");
     if (messages == nullptr) throw RowFault("input.messages", "missing");
     row.prompt.kind = Field::Kind::kMessages;
     row.prompt.messages = parse_messages(*messages, "input.messages");
