@@ -118,10 +118,9 @@ Inspection inspect_adapter(const std::string& directory, const std::string& mode
     if (!config) {
         Inspection found = inspect_safetensors(io::join(directory, "adapter_model.safetensors"));
         found.kind = "adapter";
-        found.notes.push_back(
-            fmt::format("its base \"{}\" is not on this machine, so that shapes and configuration were "
-                        "not checked; name one with --model",
-                        base));
+        found.facts["path"] = directory;
+        const std::string where = base.empty() ? "it names no base" : "its base " + base + " is not on this machine";
+        found.notes.push_back(where + ", so that shapes and configuration were not checked; name one with --model");
         return found;
     }
     const PeftAdapter adapter = read_peft_adapter(directory, *config);
