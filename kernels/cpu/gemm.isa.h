@@ -21,32 +21,20 @@ static constexpr int kKC = 640;        // rows of B, columns of A in one cache b
 static constexpr int kALd = kKC + 16;  // row distance of packed A: one cache line past a power of two's aliasing
 
 // A of this tile: element (m, k) at A[m * (kCols ? 1 : kALd) + k * (kCols ? lda : 1)].
-// B: (K, 16 NV) at distance ldb. C: (MR, n) at distance ldc, n <= 16 NV.
+// B: (K, 16 NV) at distance ldb. C: (MR, 16 NV) at distance ldc.
 template <int MR, int NV, bool kCols>
-static inline void tile(int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc, int n,
-                        bool accumulate) {
+[[gnu::noinline]] static void tile(int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
+                                   int64_t ldc, bool accumulate) {
     V acc[MR][NV];
-    const bool full = n == 16 * NV;
-    if (!accumulate) {
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; ++j) acc[i][j] = set1(0.0f);
-    } else if (full) {
+        for (int j = 0; j < NV; ++j) acc[i][j] = set1(0.0f);
+    if (accumulate) {
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
             for (int j = 0; j < NV; ++j) acc[i][j] = load(C + i * ldc + 16 * j);
-    } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < NV; ++j) {
-                const int left = n - 16 * j;
-                acc[i][j] = left >= 16 ? load(C + i * ldc + 16 * j)
-                            : left > 0 ? load_n(C + i * ldc + 16 * j, left)
-                                       : set1(0.0f);
-            }
     }
     for (int k = 0; k < K; ++k) {
         V b[NV];
@@ -61,48 +49,44 @@ static inline void tile(int K, const float* A, int64_t lda, const float* B, int6
         A += kCols ? lda : 1;
         B += ldb;
     }
-    if (full) {
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; ++j) store(C + i * ldc + 16 * j, acc[i][j]);
-    } else {
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < NV; ++j) {
-                const int left = n - 16 * j;
-                if (left >= 16)
-                    store(C + i * ldc + 16 * j, acc[i][j]);
-                else if (left > 0)
-                    store_n(C + i * ldc + 16 * j, acc[i][j], left);
-            }
-    }
+        for (int j = 0; j < NV; ++j) store(C + i * ldc + 16 * j, acc[i][j]);
 }
 
 template <int NV, bool kCols, int MR = kMR>
 static inline void tile_of(int rows, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
-                           int64_t ldc, int n, bool accumulate) {
+                           int64_t ldc, bool accumulate) {
     if constexpr (MR > 0) {
         if (rows == MR)
-            tile<MR, NV, kCols>(K, A, lda, B, ldb, C, ldc, n, accumulate);
+            tile<MR, NV, kCols>(K, A, lda, B, ldb, C, ldc, accumulate);
         else
-            tile_of<NV, kCols, MR - 1>(rows, K, A, lda, B, ldb, C, ldc, n, accumulate);
+            tile_of<NV, kCols, MR - 1>(rows, K, A, lda, B, ldb, C, ldc, accumulate);
     }
 }
 
-// All M rows against one panel of B (K, up to kNR columns).
+// All M rows against one panel of B (K, 16 or kNR columns), of which the first n are columns of C.
 template <bool kCols>
-static void panel(int M, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc, int n,
-                  bool accumulate) {
-    const int blocks = (M + kMR - 1) / kMR;
+[[gnu::noinline]] static void panel(int M, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
+                                    int64_t ldc, int n, bool accumulate) {
+    const int width = n <= 16 ? 16 : kNR, blocks = (M + kMR - 1) / kMR;
+    float edge[kMR * kNR];  // C where it is narrower than the panel
     for (int b = 0, m = 0; b < blocks; ++b) {
         const int rows = (M - m + blocks - b - 1) / (blocks - b);  // balanced: 14 or 13, never a last one of 1
         const float* a = A + m * (kCols ? 1 : int64_t{kALd});
-        if (kNV > 1 && n <= 16)
-            tile_of<1, kCols>(rows, K, a, lda, B, ldb, C + m * ldc, ldc, n, accumulate);
+        float* c = n == width ? C + m * ldc : edge;
+        const int64_t ld = n == width ? ldc : width;
+        if (n != width)
+            for (int i = 0; i < rows; ++i)
+                for (int j = 0; j < width; ++j) edge[i * width + j] = j < n && accumulate ? C[(m + i) * ldc + j] : 0.0f;
+        if (kNV > 1 && width == 16)
+            tile_of<1, kCols>(rows, K, a, lda, B, ldb, c, ld, accumulate);
         else
-            tile_of<kNV, kCols>(rows, K, a, lda, B, ldb, C + m * ldc, ldc, n, accumulate);
+            tile_of<kNV, kCols>(rows, K, a, lda, B, ldb, c, ld, accumulate);
+        if (n != width)
+            for (int i = 0; i < rows; ++i)
+                for (int j = 0; j < n; ++j) C[(m + i) * ldc + j] = edge[i * width + j];
         m += rows;
     }
 }
