@@ -58,7 +58,8 @@ class Engine {
     virtual void decode(const MicroBatch& mb, std::span<float> logits) = 0;
 };
 
-// device: "cpu" or "cuda:i"; dtype: "fp32" or "bf16"; threads: 0 = all cores. weights may be null while planning.
+// device: "cpu" or "cuda:i"; dtype: "auto", "fp32" or "bf16"; threads: 0 = all cores. weights may be null while
+// planning.
 struct DeviceOptions {
     std::string device = "cpu";
     std::string dtype = "fp32";

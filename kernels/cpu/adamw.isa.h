@@ -41,13 +41,3 @@ static void scale_add(int64_t n, float s, const float* x, float* y) {
         store_n(y + i, fma(sv, load_n(x + i, left), load_n(y + i, left)), left);
     }
 }
-
-// Round to nearest, ties to even; NaN stays a quiet NaN.
-static void to_bf16(int64_t n, const float* x, uint16_t* y) {
-    for (int64_t i = 0; i < n; ++i) {
-        uint32_t bits;
-        __builtin_memcpy(&bits, x + i, 4);
-        const uint32_t rounded = bits + 0x7FFF + ((bits >> 16) & 1), quiet = bits | 0x00400000;
-        y[i] = static_cast<uint16_t>(((bits & 0x7FFFFFFF) > 0x7F800000 ? quiet : rounded) >> 16);
-    }
-}

@@ -2,6 +2,7 @@
 // clang-format off
 #include "kernels/cpu/simd.isa.h"
 #include "kernels/cpu/gemm.isa.h"
+#include "kernels/cpu/bf16.isa.h"
 #include "kernels/cpu/rmsnorm.isa.h"
 #include "kernels/cpu/rope.isa.h"
 #include "kernels/cpu/swiglu.isa.h"

@@ -17,7 +17,7 @@ static int64_t attention_packed(int keys, int HS, bool backward) {
     return int64_t{padded(keys)} * HS * (backward ? 4 : 2);
 }
 static inline int64_t score_floats(int columns) { return (int64_t{columns} + kKC - 1) / kKC * kBQ * kALd; }
-static int64_t attention_scratch(int keys, int HS) {
+static int64_t attention_scratch(int keys, int) {
     return 2 * score_floats(padded(keys) + 2 * kNR) + 2 * int64_t{kBQ} * kALd;
 }
 // Where the scores of column `column` begin: cache blocks of kKC columns, each (kBQ, kALd), as packed A wants them.

@@ -1,8 +1,11 @@
 #include "kernels/cpu/cpu.h"
 
+#include <cpuid.h>
 #include <omp.h>
 #include <sched.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -31,24 +34,69 @@ int physical_cores() {
     return std::max(1, std::min(processors, static_cast<int>(cores.size())));
 }
 
-const cpu::Isa& select_isa(const std::string& name) {
+namespace {
+
+bool has_bf16_products() {
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx512bw") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
+// The processor has AMX with bf16, and Linux lets this process use it (the tiles' state is large, so it asks).
+bool has_amx() {
+    unsigned a, b, c, d;
+    if (!has_bf16_products() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (!(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+bool resolve_bf16(CpuDtype dtype, const std::string& isa) {
+    if (dtype == CpuDtype::kAuto) return has_amx() && (isa.empty() || isa == "amx");
+    if (dtype == CpuDtype::kBf16 && !has_bf16_products())
+        throw Error(Exit::kUsage, "--dtype bf16: this processor has no bf16 products; use --dtype fp32 (or auto)");
+    return dtype == CpuDtype::kBf16;
+}
+
+}  // namespace
+
+const cpu::Isa& select_isa(const std::string& name, bool bf16) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (name == "amx" && has_amx()) return cpu::amx_isa();
+    if (name == "avx512_bf16" && has_bf16_products()) return cpu::avx512_bf16_isa();
     if (name == "avx512" && avx512) return cpu::avx512_isa();
     if (name == "avx2" && avx2) return cpu::avx2_isa();
     if (name == "sse2") return cpu::sse2_isa();
     if (!name.empty())
         throw Error(Exit::kNoDevice,
                     "This processor cannot run \"" + name + "\" code; leave the choice to the program.");
+    if (bf16) return has_amx() ? cpu::amx_isa() : cpu::avx512_bf16_isa();
     return avx512 ? cpu::avx512_isa() : avx2 ? cpu::avx2_isa() : cpu::sse2_isa();
 }
 
 Cpu::Cpu(const CpuOptions& options)
-    : threads_(options.threads > 0 ? options.threads : physical_cores()),
-      isa_(select_isa(options.isa)),
-      planning_(options.planning) {}
+    : options_(options),
+      threads_(options.threads > 0 ? options.threads : physical_cores()),
+      bf16_(resolve_bf16(options.dtype, options.isa)),
+      isa_(options.table ? *options.table : select_isa(options.isa, bf16_)),
+      planning_(options.planning) {
+    if (bf16_ && !isa_.gemm_bf16)
+        throw Error(Exit::kUsage, std::string("bf16 products need avx512_bf16 or amx code, not ") + isa_.name);
+}
 Cpu::~Cpu() = default;
+
+CpuDtype parse_dtype(const std::string& name) {
+    if (name == "bf16") return CpuDtype::kBf16;
+    if (name == "fp32") return CpuDtype::kFp32;
+    if (name != "auto") throw Error(Exit::kUsage, "--dtype " + name + ": it is auto, fp32 or bf16");
+    return CpuDtype::kAuto;
+}
+
+std::string Cpu::description() const {
+    return std::string("CPU ") + (bf16_ ? "bf16" : "fp32") + ", " + isa_.name + ", " + std::to_string(threads_) +
+           (threads_ == 1 ? " thread" : " threads");
+}
 
 void* Cpu::allocate_bytes(Category category, const std::string& name, int64_t bytes) {
     memory_.add(category, name, bytes);
@@ -67,12 +115,12 @@ void* Cpu::allocate_bytes(Category category, const std::string& name, int64_t by
 }
 
 void Cpu::reserve(const Limits& limits) {
+    limits_ = limits;
     const HeadShape& s = limits.shape;
     ORPO_CHECK(s.HS % 16 == 0 && s.HS <= 256 && s.H % std::max(1, s.KV) == 0);
-    // The largest left side of a product over tokens is one of the wide outputs, the smallest side at most 64 ranks
-    // of three linears; what is wider is cut (gemm_tn).
-    const int64_t stride =
-        std::max({isa_.gemm_scratch(), isa_.head_scratch(limits.C), isa_.attention_scratch(limits.tokens + 1, s.HS)});
+    const int64_t products = bf16_ ? std::max(isa_.gemm_scratch_bf16(), isa_.head_scratch_bf16(limits.C))
+                                   : std::max(isa_.gemm_scratch(), isa_.head_scratch(limits.C));
+    const int64_t stride = std::max(products, isa_.attention_scratch(limits.tokens + 1, s.HS));
     if (stride > scratch_stride_) {
         scratch_stride_ = (stride + 63) / 64 * 64;
         scratch_ = allocate<float>(Category::kWorkspace, "scratch of the threads", threads_ * scratch_stride_);
@@ -90,23 +138,34 @@ void Cpu::reserve(const Limits& limits) {
     }
 }
 
-Cpu::Weight Cpu::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned, const RowReader& read) {
-    const int64_t padded = (rows + 15) / 16 * 16 + (rows % isa_.panel > 16 ? isa_.panel : 0);
-    float* packed = allocate<float>(Category::kWeights, name, padded * cols);
-    if (packed) {
-        // A few panels are read by one thread, then packed by all.
-        const int64_t step = int64_t{isa_.panel} * 8;
-        std::vector<float> some(static_cast<size_t>(std::min(step, rows) * cols));
-        for (int64_t first = 0; first < rows; first += step) {
-            const int64_t count = std::min(step, rows - first);
-            read(first, count, some.data());
-            items((count + isa_.panel - 1) / isa_.panel, [&](int, int64_t p) {
-                isa_.pack_weight_panel(rows, static_cast<int>(cols), first + p * isa_.panel,
-                                       some.data() + p * isa_.panel * cols, packed);
-            });
-        }
+Cpu::Weight Cpu::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read) {
+    const int K = static_cast<int>(cols);
+    const auto padded = [&](int64_t n) { return (n + 15) / 16 * 16 + (n % isa_.panel > 16 ? isa_.panel : 0); };
+    const int64_t units = bf16_ ? isa_.pairs_of(K) : cols;
+    float* packed = allocate<float>(Category::kWeights, name, padded(rows) * units);
+    float* back = nullptr;
+    if (bf16_ && (use & kBackward))
+        back = allocate<float>(Category::kWeights, name + ", backward",
+                               padded(cols) * isa_.pairs_of(static_cast<int>(rows)));
+    if (planning_) return {static_cast<int>(rows), K, nullptr, nullptr};
+    // A few panels are read by one thread, then packed by all.
+    const int64_t step = int64_t{isa_.panel} * 8;
+    std::vector<float> some(static_cast<size_t>(std::min(step, rows) * cols));
+    std::vector<float> temp(bf16_ ? static_cast<size_t>(threads_ * 16 * units) : 0);
+    for (int64_t first = 0; first < rows; first += step) {
+        const int64_t count = std::min(step, rows - first);
+        read(first, count, some.data());
+        items((count + isa_.panel - 1) / isa_.panel, [&](int t, int64_t p) {
+            const int64_t row = first + p * isa_.panel;
+            const float* from = some.data() + p * isa_.panel * cols;
+            if (!bf16_) return isa_.pack_weight_panel(rows, K, row, from, packed);
+            isa_.pack_weight_panel_bf16(rows, K, row, from, packed, temp.data() + t * 16 * units);
+            if (back)
+                isa_.pack_weight_turned_bf16(rows, K, row, static_cast<int>(std::min<int64_t>(isa_.panel, rows - row)),
+                                             from, back);
+        });
     }
-    return {static_cast<int>(rows), static_cast<int>(cols), packed};
+    return {static_cast<int>(rows), K, packed, back};
 }
 
 Cpu::Batch Cpu::make_batch(int tokens, int pairs, int heads) {

@@ -14,14 +14,21 @@
 
 namespace orpo {
 
+// bf16: operands of products are rounded to bf16, sums and storage stay fp32. Auto: bf16 where the processor has AMX,
+// fp32 elsewhere, whose vector units are no faster, or slower, with bf16.
+enum class CpuDtype { kAuto, kFp32, kBf16 };
+CpuDtype parse_dtype(const std::string& name);  // "auto", "fp32", "bf16"
+
 struct CpuOptions {
     int threads = 0;        // 0: one per physical core that this process may run on
     std::string isa = "";   // "": the best that the processor has; "sse2", "avx2", "avx512"
     bool planning = false;  // allocate nothing, only fill the memory table
+    CpuDtype dtype = CpuDtype::kFp32;
+    const cpu::Isa* table = nullptr;  // for tests: takes the place of `isa`
 };
 
-int physical_cores();                                 // that this process may run on
-const cpu::Isa& select_isa(const std::string& name);  // throws Error(kNoDevice) for one that the processor lacks
+int physical_cores();                                                    // that this process may run on
+const cpu::Isa& select_isa(const std::string& name, bool bf16 = false);  // Error(kNoDevice): not on this processor
 
 class Cpu {
   public:
@@ -30,7 +37,8 @@ class Cpu {
     using Batch = HostBatch;
     struct Weight {
         int rows = 0, cols = 0;
-        const float* packed = nullptr;  // gemm.isa.h: the one copy, for every use
+        const float* packed = nullptr;       // gemm.isa.h: the one copy, for every use
+        const float* packed_back = nullptr;  // bf16.isa.h: there each direction has its own
     };
 
     explicit Cpu(const CpuOptions& options = {});
@@ -39,6 +47,10 @@ class Cpu {
 
     int threads() const { return threads_; }
     const char* isa() const { return isa_.name; }
+    bool bf16() const { return bf16_; }
+    std::string description() const;  // "CPU fp32, avx512, 2 threads"
+    const CpuOptions& options() const { return options_; }
+    const Limits& limits() const { return limits_; }  // of the last reserve()
 
     // --- memory
     bool planning() const { return planning_; }
@@ -111,9 +123,12 @@ class Cpu {
     void attention_groups(const Batch& b, const HeadShape& shape, bool backward, const float* qkv,
                           const std::function<void(int first, int last)>& run);
 
+    CpuOptions options_;
     int threads_;
+    bool bf16_ = false;
     const cpu::Isa& isa_;
     bool planning_;
+    Limits limits_;
     MemoryTable memory_;
     std::vector<std::unique_ptr<void, void (*)(void*)>> blocks_;
 

@@ -37,7 +37,7 @@ void Cpu::product(const GemmShare& whole) {
         s.A += m0 * whole.lda;
         s.first += n0;
         s.C += m0 * whole.ldc + n0;
-        isa_.gemm(s, scratch(t));
+        bf16_ ? isa_.gemm_bf16(s, scratch(t)) : isa_.gemm(s, scratch(t));
     };
     if (threads_ == 1 || double(whole.M) * whole.N * whole.K < 1e5) {
         rows = columns = 1;
@@ -51,8 +51,9 @@ void Cpu::linear(int N, const float* x, const Weight& W, float* y) {
     product({N, W.rows, W.cols, 1.0f, x, W.cols, W.packed, 0, BForm::kPacked, 0, W.rows, y, W.rows, false});
 }
 void Cpu::linear_backward(int N, const float* dy, const Weight& W, float* dx) {
-    product(
-        {N, W.cols, W.rows, 1.0f, dy, W.rows, W.packed, W.cols, BForm::kPackedTurned, 0, W.rows, dx, W.cols, false});
+    ORPO_CHECK(!bf16_ || W.packed_back);
+    product({N, W.cols, W.rows, 1.0f, dy, W.rows, bf16_ ? W.packed_back : W.packed, W.cols, BForm::kPackedTurned, 0,
+             bf16_ ? W.cols : W.rows, dx, W.cols, false});
 }
 void Cpu::gemm_nt(int M, int N, int K, double a, const float* A, int lda, const float* B, int ldb, float* C, int ldc,
                   bool accumulate) {
@@ -67,18 +68,20 @@ void Cpu::gemm_nn(int M, int N, int K, double a, const float* A, int lda, const 
 void Cpu::gemm_tn(int M, int N, int K, const float* A, int lda, const float* B, int ldb, float* C, int ldc) {
     const bool turned = M > N;
     const int wide = turned ? M : N, narrow = turned ? N : M;
+    const auto scratch_of = bf16_ ? isa_.tokens_scratch_bf16 : isa_.tokens_scratch;
+    const auto multiply = bf16_ ? isa_.gemm_tokens_bf16 : isa_.gemm_tokens;
     int most = 8192;
-    while (most > isa_.panel && isa_.tokens_scratch(narrow, most) > scratch_stride_) most /= 2;
-    ORPO_CHECK(isa_.tokens_scratch(narrow, most) <= scratch_stride_);
+    while (most > isa_.panel && scratch_of(narrow, most) > scratch_stride_) most /= 2;
+    ORPO_CHECK(scratch_of(narrow, most) <= scratch_stride_);
     const int panels = (wide + isa_.panel - 1) / isa_.panel;
     shares(panels, 1, [&](int t, int64_t first, int64_t count) {
         const int end = std::min<int>(wide, static_cast<int>(first + count) * isa_.panel);
         for (int n0 = static_cast<int>(first) * isa_.panel; n0 < end; n0 += most) {
             const int n = std::min(most, end - n0);
             if (turned)
-                isa_.gemm_tokens(N, n, K, B, ldb, A + n0, lda, C + int64_t{n0} * ldc, ldc, true, scratch(t));
+                multiply(N, n, K, B, ldb, A + n0, lda, C + int64_t{n0} * ldc, ldc, true, scratch(t));
             else
-                isa_.gemm_tokens(M, n, K, A, lda, B + n0, ldb, C + n0, ldc, false, scratch(t));
+                multiply(M, n, K, A, lda, B + n0, ldb, C + n0, ldc, false, scratch(t));
         }
     });
 }

@@ -22,7 +22,8 @@ static constexpr int kALd = kKC + 16;  // row distance of packed A: one cache li
 
 // A of this tile: element (m, k) at A[m * (kCols ? 1 : kALd) + k * (kCols ? lda : 1)].
 // B: (K, 16 NV) at distance ldb. C: (MR, 16 NV) at distance ldc.
-template <int MR, int NV, bool kCols>
+// kPairs: A and B hold pairs of bf16 (k and k + 1) in each 32-bit element, K counts pairs (bf16.isa.h).
+template <int MR, int NV, bool kCols, bool kPairs>
 [[gnu::noinline]] static void tile(int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
                                    int64_t ldc, bool accumulate) {
     V acc[MR][NV];
@@ -44,7 +45,7 @@ template <int MR, int NV, bool kCols>
         for (int i = 0; i < MR; ++i) {
             const V a = set1(kCols ? A[i] : A[i * kALd]);
 #pragma GCC unroll 4
-            for (int j = 0; j < NV; ++j) acc[i][j] = fma(a, b[j], acc[i][j]);
+            for (int j = 0; j < NV; ++j) acc[i][j] = kPairs ? fma_pairs(a, b[j], acc[i][j]) : fma(a, b[j], acc[i][j]);
         }
         A += kCols ? lda : 1;
         B += ldb;
@@ -55,19 +56,19 @@ template <int MR, int NV, bool kCols>
         for (int j = 0; j < NV; ++j) store(C + i * ldc + 16 * j, acc[i][j]);
 }
 
-template <int NV, bool kCols, int MR = kMR>
+template <int NV, bool kCols, bool kPairs, int MR = kMR>
 static inline void tile_of(int rows, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
                            int64_t ldc, bool accumulate) {
     if constexpr (MR > 0) {
         if (rows == MR)
-            tile<MR, NV, kCols>(K, A, lda, B, ldb, C, ldc, accumulate);
+            tile<MR, NV, kCols, kPairs>(K, A, lda, B, ldb, C, ldc, accumulate);
         else
-            tile_of<NV, kCols, MR - 1>(rows, K, A, lda, B, ldb, C, ldc, accumulate);
+            tile_of<NV, kCols, kPairs, MR - 1>(rows, K, A, lda, B, ldb, C, ldc, accumulate);
     }
 }
 
 // All M rows against one panel of B (K, 16 or kNR columns), of which the first n are columns of C.
-template <bool kCols>
+template <bool kCols, bool kPairs = false>
 [[gnu::noinline]] static void panel(int M, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
                                     int64_t ldc, int n, bool accumulate) {
     const int width = n <= 16 ? 16 : kNR, blocks = (M + kMR - 1) / kMR;
@@ -81,9 +82,9 @@ template <bool kCols>
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < width; ++j) edge[i * width + j] = j < n && accumulate ? C[(m + i) * ldc + j] : 0.0f;
         if (kNV > 1 && width == 16)
-            tile_of<1, kCols>(rows, K, a, lda, B, ldb, c, ld, accumulate);
+            tile_of<1, kCols, kPairs>(rows, K, a, lda, B, ldb, c, ld, accumulate);
         else
-            tile_of<kNV, kCols>(rows, K, a, lda, B, ldb, c, ld, accumulate);
+            tile_of<kNV, kCols, kPairs>(rows, K, a, lda, B, ldb, c, ld, accumulate);
         if (n != width)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) C[(m + i) * ldc + j] = edge[i * width + j];

@@ -8,15 +8,16 @@
 namespace orpo {
 
 void Cpu::head(const Batch& b, int C, const float* n, const Weight& W, double* logp, float* U) {
-    ORPO_CHECK(scratch_ != nullptr && isa_.head_scratch(C) <= scratch_stride_);
+    ORPO_CHECK(scratch_ != nullptr && (bf16_ ? isa_.head_scratch_bf16(C) : isa_.head_scratch(C)) <= scratch_stride_);
     const int most = isa_.head_rows();
     shares(b.heads_n, 1, [&](int t, int64_t first, int64_t count) {
         const int64_t blocks = (count + most - 1) / most;
         for (int64_t i = 0; i < blocks; ++i) {
             const int64_t begin = first + count * i / blocks, end = first + count * (i + 1) / blocks;
-            isa_.head({static_cast<int>(end - begin), C, W.rows, n, b.heads.data() + begin, W.packed, logp + begin,
-                       U ? U + begin * C : nullptr},
-                      scratch(t));
+            const cpu::HeadShare share = {static_cast<int>(end - begin), C,        W.rows,        n,
+                                          b.heads.data() + begin,        W.packed, W.packed_back, logp + begin,
+                                          U ? U + begin * C : nullptr};
+            bf16_ ? isa_.head_bf16(share, scratch(t)) : isa_.head(share, scratch(t));
         }
     });
 }

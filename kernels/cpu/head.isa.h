@@ -8,9 +8,10 @@
 static constexpr int kVB = 384;
 
 static int head_rows() { return kMC; }
+template <bool kPairs>
 static int64_t head_scratch(int C) {
     const int64_t k_blocks = (C + kKC - 1) / kKC;
-    return int64_t{kMC} * kALd * (k_blocks + 1) + int64_t{kVB} * kNR + 16;
+    return int64_t{kMC + 32} * kALd * (k_blocks + 1 + (kPairs ? 1 : 0)) + int64_t{kVB} * kNR + 16;
 }
 
 // z (count) -> e^(z - m) with 0 at the target, rest summed. Returns the sum over all but the target.
@@ -40,28 +41,48 @@ static float largest(int count, const float* z) {
     return m;
 }
 
+// kPairs: the operands of both products are bf16 pairs (bf16.isa.h), and W is packed for each of them.
+template <bool kPairs>
 static void head(const HeadShare& s, float* scratch) {
-    const int C = s.C, k_blocks = (C + kKC - 1) / kKC;
-    const int k_step = ((C + k_blocks - 1) / k_blocks + kNR - 1) / kNR * kNR;
-    float* const z = scratch + int64_t{kMC} * kALd * k_blocks;
-    float* const turned = z + int64_t{kMC} * kALd;
+    constexpr int kRowsHeld = kMC + 32;
+    const int C = s.C, units = kPairs ? (C + 31) / 32 * 16 : C;  // elements of a packed row
+    const int64_t units_V = kPairs ? (s.V + 31) / 32 * 16 : s.V;
+    const int k_blocks = (units + kKC - 1) / kKC, k_step = ((units + k_blocks - 1) / k_blocks + kNR - 1) / kNR * kNR;
+    float* const z = scratch + int64_t{kRowsHeld} * kALd * k_blocks;
+    float* const rounded = z + int64_t{kRowsHeld} * kALd;  // kPairs: the block's e^(z - m) as pairs
+    float* const turned = kPairs ? rounded + int64_t{kRowsHeld} * kALd : rounded;
+    const auto multiply = [&](int K, const float* a, const float* b, int width, float* c, int64_t ldc, int n,
+                              bool more) {
+#if defined(__AVX512BF16__)
+        if constexpr (kPairs) return panel_pairs(s.rows, K, a, b, width, c, ldc, n, more);
+#endif
+        panel<false>(s.rows, K, a, 0, b, width, c, ldc, n, more);
+    };
     float m[kMC], z_target[kMC];
     double others[kMC];
     for (int i = 0; i < s.rows; ++i) {
         m[i] = -__builtin_inff(), others[i] = 0, z_target[i] = 0;
         const float* n = s.n + int64_t{s.heads[i].row} * C;
-        for (int b = 0; b < k_blocks; ++b)
-            pack_rows(1, C - b * k_step < k_step ? C - b * k_step : k_step, 1.0f, n + b * k_step, 0,
-                      scratch + (int64_t{b} * kMC + i) * kALd);
+        for (int b = 0; b < k_blocks; ++b) {
+            float* to = scratch + (int64_t{b} * kRowsHeld + i) * kALd;
+#if defined(__AVX512BF16__)
+            if constexpr (kPairs) {
+                const int from = 2 * b * k_step;
+                pack_row_pairs(C - from < 2 * k_step ? C - from : 2 * k_step, set1(1.0f), n + from, to);
+                continue;
+            }
+#endif
+            pack_rows(1, C - b * k_step < k_step ? C - b * k_step : k_step, 1.0f, n + b * k_step, 0, to);
+        }
     }
     for (int64_t v0 = 0; v0 < s.V; v0 += kVB) {
         const int count = s.V - v0 < kVB ? static_cast<int>(s.V - v0) : kVB;
         for (int v = 0; v < count; v += kNR) {
             const int width = panel_width(s.V, v0 + v), n = count - v < width ? count - v : width;
             for (int b = 0; b < k_blocks; ++b) {
-                const int kc = C - b * k_step < k_step ? C - b * k_step : k_step;
-                panel<false>(s.rows, kc, scratch + int64_t{b} * kMC * kALd, 0,
-                             s.W + (v0 + v) * C + int64_t{b} * k_step * width, width, z + v, kALd, n, b > 0);
+                const int kc = units - b * k_step < k_step ? units - b * k_step : k_step;
+                multiply(kc, scratch + int64_t{b} * kRowsHeld * kALd,
+                         s.W + (v0 + v) * units + int64_t{b} * k_step * width, width, z + v, kALd, n, b > 0);
             }
         }
         for (int i = 0; i < s.rows; ++i) {
@@ -78,12 +99,22 @@ static void head(const HeadShare& s, float* scratch) {
                     for (int c = 0; c < C; ++c) s.U[int64_t{i} * C + c] *= factor;
             }
             others[i] += static_cast<double>(exponentials(count, m[i], target, row));
+#if defined(__AVX512BF16__)
+            if constexpr (kPairs) pack_row_pairs(count, set1(1.0f), row, rounded + int64_t{i} * kALd);
+#endif
         }
         if (!s.U) continue;
         for (int c = 0; c < C; c += kNR) {
-            const int n = C - c < kNR ? C - c : kNR, width = n <= 16 ? 16 : kNR;
-            pack_turned(s.V, C, s.W, v0, count, c, n, turned, width);
-            panel<false>(s.rows, count, z, 0, turned, width, s.U + c, C, n, v0 > 0);
+            const int n = C - c < kNR ? C - c : kNR;
+            if (kPairs) {
+                const int width = panel_width(C, c);
+                multiply((count + 31) / 32 * 16, rounded, s.W_back + c * units_V + v0 / 2 * width, width, s.U + c, C, n,
+                         v0 > 0);
+            } else {
+                const int width = n <= 16 ? 16 : kNR;
+                pack_turned(s.V, C, s.W, v0, count, c, n, turned, width);
+                multiply(count, z, turned, width, s.U + c, C, n, v0 > 0);
+            }
         }
     }
     for (int i = 0; i < s.rows; ++i) {
@@ -92,7 +123,10 @@ static void head(const HeadShare& s, float* scratch) {
                                   : static_cast<double>(z_target[i]) - m[i] - __builtin_log(total);
         if (!s.U) continue;
         const float inverse = static_cast<float>(1 / total), share = static_cast<float>(others[i] / total);
-        unpack_weight_row(s.V, C, s.W, s.heads[i].target, share, z);
+#if defined(__AVX512BF16__)
+        if constexpr (kPairs) unpack_weight_row_bf16(s.V, C, s.W, s.heads[i].target, share, z);
+#endif
+        if constexpr (!kPairs) unpack_weight_row(s.V, C, s.W, s.heads[i].target, share, z);
         float* U = s.U + int64_t{i} * C;
         for (int c = 0; c < C; ++c) U[c] = inverse * U[c] - z[c];
     }

@@ -13,7 +13,8 @@ enum class BForm {
     kRows,          // (K, N) at distance ldb
     kColumns,       // (N, K) at distance ldb
     kPacked,        // packed weights (weight_rows, K)
-    kPackedTurned,  // packed weights (weight_rows = K, ldb = columns), used as (K, N)
+    kPackedTurned,  // fp32: packed weights (weight_rows = K, ldb = columns), used as (K, N);
+                    // bf16: packed weights of the turned matrix (weight_rows = columns)
 };
 
 // C (M, N) = scale A B (+ C). A (M, K). Columns of B: [first, first + N); first is a multiple of 32.
@@ -38,6 +39,7 @@ struct HeadShare {
     const float* n;        // (N, C) normed hidden states
     const HeadRow* heads;  // (rows)
     const float* W;        // packed (V, C)
+    const float* W_back;   // bf16: packed for U = p W
     double* logp;          // (rows)
     float* U;              // (rows, C) or null
 };
@@ -73,6 +75,19 @@ struct Isa {
     void (*pack_weight_panel)(int64_t N, int K, int64_t first, const float* rows, float* packed);
     void (*unpack_weight_row)(int64_t N, int K, const float* packed, int64_t r, float scale, float* row);
 
+    // The same with bf16 operands; null where the processor has no bf16 products.
+    int64_t (*gemm_scratch_bf16)();
+    void (*gemm_bf16)(const GemmShare&, float* scratch);
+    int64_t (*tokens_scratch_bf16)(int M, int N);
+    void (*gemm_tokens_bf16)(int M, int N, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
+                             int64_t ldc, bool turned, float* scratch);
+    int (*pairs_of)(int K);  // packed elements of K numbers
+    void (*pack_weight_panel_bf16)(int64_t N, int K, int64_t first, const float* rows, float* packed, float* temp);
+    void (*pack_weight_turned_bf16)(int64_t N, int K, int64_t first, int count, const float* rows, float* packed);
+    void (*unpack_weight_row_bf16)(int64_t N, int K, const float* packed, int64_t r, float scale, float* row);
+    int64_t (*head_scratch_bf16)(int C);
+    void (*head_bf16)(const HeadShare&, float* scratch);
+
     // rows of (rows, C); see kernels.h for the formulas
     void (*rmsnorm)(int rows, int C, float eps, const float* x, const float* w, float* y, float* r);
     void (*add_rmsnorm)(int rows, int C, float eps, const float* x, const float* d, const float* w, float* x2, float* y,
@@ -88,7 +103,6 @@ struct Isa {
     void (*dropout)(int rows, int C, double p, uint64_t key, uint32_t step, uint32_t tensor, const int32_t* mask_pair,
                     const int32_t* positions, const float* x, float* y, bool add);
     void (*scale_add)(int64_t n, float s, const float* x, float* y);  // y += s x
-    void (*to_bf16)(int64_t n, const float* x, uint16_t* y);
 
     int64_t (*head_scratch)(int C);
     int (*head_rows)();  // most rows of one call
@@ -111,5 +125,7 @@ struct Isa {
 const Isa& sse2_isa();
 const Isa& avx2_isa();
 const Isa& avx512_isa();
+const Isa& avx512_bf16_isa();  // AVX-512 with AVX512-BF16
+const Isa& amx_isa();          // the same with AMX tiles
 
 }  // namespace orpo::cpu

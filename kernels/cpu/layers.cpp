@@ -11,7 +11,8 @@ int64_t least_rows(int64_t width) { return 16384 / width + 1; }
 void Cpu::embed(const Batch& b, const Weight& E, float* x) {
     shares(b.N, 8, [&](int, int64_t first, int64_t count) {
         for (int64_t n = first; n < first + count; ++n)
-            isa_.unpack_weight_row(E.rows, E.cols, E.packed, b.ids[n], 1.0f, x + n * E.cols);
+            (bf16_ ? isa_.unpack_weight_row_bf16 : isa_.unpack_weight_row)(E.rows, E.cols, E.packed, b.ids[n], 1.0f,
+                                                                           x + n * E.cols);
     });
 }
 

@@ -17,6 +17,14 @@ static inline V div(V a, V b) { return {_mm512_div_ps(a.v, b.v)}; }
 static inline V sqrt(V a) { return {_mm512_sqrt_ps(a.v)}; }
 static inline V fma(V a, V b, V c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }    // a b + c
 static inline V fnma(V a, V b, V c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
+// c + a0 b0 + a1 b1 for pairs of bf16 in 32 bits.
+#if defined(__AVX512BF16__)
+static inline V fma_pairs(V a, V b, V c) {
+    return {_mm512_dpbf16_ps(c.v, (__m512bh)_mm512_castps_si512(a.v), (__m512bh)_mm512_castps_si512(b.v))};
+}
+#else
+static inline V fma_pairs(V, V, V c) { return c; }  // never called
+#endif
 // The second operand when one of the two is NaN, as the instruction does: write max(bound, x) to keep a NaN in x.
 static inline V max(V a, V b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline V min(V a, V b) { return {_mm512_min_ps(a.v, b.v)}; }
@@ -53,6 +61,7 @@ static inline V div(V x, V y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x
 static inline V sqrt(V x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
 static inline V fma(V x, V y, V z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 static inline V fnma(V x, V y, V z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+static inline V fma_pairs(V, V, V z) { return z; }  // never called
 static inline V max(V x, V y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 static inline V min(V x, V y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 static inline V less(V x, V y, V p, V q) {
@@ -93,6 +102,7 @@ static inline V min(V x, V y) { return ORPO_EACH(_mm_min_ps); }
 #undef ORPO_EACH
 static inline V fma(V x, V y, V z) { return add(mul(x, y), z); }
 static inline V fnma(V x, V y, V z) { return sub(z, mul(x, y)); }
+static inline V fma_pairs(V, V, V z) { return z; }  // never called
 static inline __m128 less4(__m128 x, __m128 y, __m128 p, __m128 q) {
     const __m128 m = _mm_cmplt_ps(x, y);
     return _mm_or_ps(_mm_and_ps(m, p), _mm_andnot_ps(m, q));
