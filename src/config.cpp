@@ -137,29 +137,38 @@ std::vector<std::string> resolve_defaults(TrainConfig& config, const ModelConfig
     return lines;
 }
 
-void TrainFlags::add_to(CLI::App& app) {
-    for (const TrainField& field : train_fields()) {
-        const std::string name = field.name;
-        if (is_common(field)) continue;
-        const nlohmann::json standard = field.get(TrainConfig{});
-        std::string help = field.help;
-        if (name == "data") {
-            app.add_option("DATA", text_[name], help)->type_name("");
-        } else if (field.is_switch()) {
-            const std::string spelling = name == "shuffle" ? "--shuffle,!--no-shuffle" : "--" + name;
-            app.add_flag(spelling, switches_[name], help)->group(field.group);
-        } else {
-            std::string value = typed(standard);
-            if (value.size() > 2 && value.substr(value.size() - 2) == ".0") value.resize(value.size() - 2);
-            if (name == "lora-targets")
-                help += " (all)";
-            else if (!value.empty() && value != "auto" && help.find(value) == std::string::npos)
-                help += " (" + value + ")";
-            app.add_option("--" + name, text_[name], help)->type_name(field.type)->group(field.group);
-        }
+void TrainFlags::add(CLI::App& app, const TrainField& field) {
+    const std::string name = field.name;
+    std::string help = field.help;
+    if (name == "data") {
+        app.add_option("DATA", text_[name], help)->type_name("");
+    } else if (field.is_switch()) {
+        const std::string spelling = name == "shuffle" ? "--shuffle,!--no-shuffle" : "--" + name;
+        app.add_flag(spelling, switches_[name], help)->group(field.group);
+    } else {
+        std::string value = typed(field.get(TrainConfig{}));
+        if (value.size() > 2 && value.substr(value.size() - 2) == ".0") value.resize(value.size() - 2);
+        if (name == "lora-targets")
+            help += " (all)";
+        else if (!value.empty() && value != "auto" && help.find(value) == std::string::npos)
+            help += " (" + value + ")";
+        app.add_option("--" + name, text_[name], help)->type_name(field.type)->group(field.group);
     }
+}
+
+void TrainFlags::add_to(CLI::App& app) {
+    for (const TrainField& field : train_fields())
+        if (!is_common(field)) add(app, field);
     app.add_flag("--dry-run", dry_run, "print the plan (data, steps, memory, time) and stop")->group("Run");
     app.add_flag("--print-config", print_config, "print every value and where it comes from, and stop")->group("Run");
+}
+
+void TrainFlags::add_some(CLI::App& app, const std::vector<std::string>& names) {
+    for (const std::string& name : names) {
+        const TrainField* field = find_train_field(name);
+        ORPO_CHECK(field != nullptr && !is_common(*field));
+        add(app, *field);
+    }
 }
 
 TrainConfig TrainFlags::config(const Call& call) const {
@@ -172,7 +181,8 @@ void TrainFlags::apply(const Call& call, TrainConfig& base) const {
     for (const TrainField& field : train_fields()) {
         const std::string name = field.name;
         const auto origin = call.origins.find(name);
-        if (origin == call.origins.end()) continue;
+        if (origin == call.origins.end() || (!is_common(field) && !text_.count(name) && !switches_.count(name)))
+            continue;
         try {
             if (name == "threads")
                 base.threads = call.common.threads;

@@ -116,6 +116,8 @@ class TrainFlags {
   public:
     // DATA, every field of the table that is no common flag, --dry-run and --print-config.
     void add_to(CLI::App& app);
+    // Only the named fields, for commands that share some of them. Grouped as in `orpo train`.
+    void add_some(CLI::App& app, const std::vector<std::string>& names);
 
     bool dry_run = false;       // print the plan (steps, memory, time) and stop
     bool print_config = false;  // print every value and its origin, and stop
@@ -125,6 +127,8 @@ class TrainFlags {
     void apply(const Call& call, TrainConfig& base) const;
 
   private:
+    void add(CLI::App& app, const TrainField& field);
+
     std::map<std::string, std::string> text_;
     std::map<std::string, bool> switches_;
 };

@@ -46,8 +46,7 @@ MetricExpression::MetricExpression(const std::string& text) : text_(text) {
         }
         skip();
         double number = 1;
-        const auto [end, error] =
-            std::from_chars(text.data() + at, text.data() + text.size(), number);
+        const auto [end, error] = std::from_chars(text.data() + at, text.data() + text.size(), number);
         if (error == std::errc{})
             at = static_cast<size_t>(end - text.data());
         else

@@ -59,23 +59,23 @@ void Terminal::put(std::string_view bytes) {
     }
 }
 
+std::string Terminal::erase() const {
+    if (status_.empty()) return "";
+    std::string bytes = "\r";
+    for (const char c : status_)
+        if (c == '\n') bytes += "\x1b[A";
+    return bytes + "\x1b[J";
+}
+
 void Terminal::line(std::string_view text) {
     const std::lock_guard lock(mutex_);
-    std::string bytes;
-    if (!status_.empty()) bytes += "\r\x1b[K";
-    bytes += text;
-    bytes += '\n';
-    bytes += status_;
-    put(bytes);
+    put(erase() + std::string(text) + '\n' + status_);
 }
 
 void Terminal::status(std::string_view text) {
     const std::lock_guard lock(mutex_);
-    if (!is_terminal_ || (text.empty() && status_.empty())) return;
-    std::string bytes = "\r";
-    bytes += text;
-    bytes += "\x1b[K";
-    put(bytes);
+    if (!is_terminal_) return;
+    put(erase() + std::string(text));
     status_ = text;
 }
 

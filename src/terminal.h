@@ -1,5 +1,5 @@
-// Standard error as people see it: lines of talk, and on a terminal one status line (the progress bar) that stays at
-// the bottom. Results never come here: they go to standard output through print().
+// Standard error as people see it: lines of talk, and on a terminal a status (the progress bar) that stays at the
+// bottom. Results never come here: they go to standard output through print().
 #pragma once
 
 #include <mutex>
@@ -25,7 +25,8 @@ class Terminal {
 
     // A line of talk, above the status line. Never throws: a closed stderr must not stop a training run.
     void line(std::string_view text);
-    // Replaces the status line; "" removes it. Does nothing when stderr is no terminal.
+    // Replaces the status (one line or several, none wider than width()); "" removes it. Does nothing when stderr is no
+    // terminal.
     void status(std::string_view text);
 
     // "\x1b[1m" ... when colour is on, else the text as it is.
@@ -37,6 +38,7 @@ class Terminal {
 
   private:
     std::string paint(const char* code, std::string_view text) const;
+    std::string erase() const;  // what removes the status from the screen
     void put(std::string_view bytes);
 
     int fd_ = 2;
