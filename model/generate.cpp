@@ -114,7 +114,8 @@ std::vector<Generated> generate(Engine& engine, const Tokenizer* tokenizer,
     // Takes the next token of a sequence from its logits; true: the sequence has ended.
     const auto advance = [&](Running& r, std::span<const float> z) {
         Generated& out = results[r.index];
-        const auto words = philox(key, {static_cast<uint32_t>(out.ids.size()), static_cast<uint32_t>(r.index), 0, 0});
+        const auto words =
+            philox(key, {static_cast<uint32_t>(out.ids.size()), sampling.first + static_cast<uint32_t>(r.index), 0, 0});
         r.next = sample(z, sampling, uniform(words[0]));
         const auto& ids = sampling.stop_ids;
         bool ended = out.stopped = std::find(ids.begin(), ids.end(), r.next) != ids.end();

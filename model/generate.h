@@ -20,6 +20,7 @@ struct Sampling {
     double top_p = 1;        // the fewest likeliest tokens that together have at least this share
     double min_p = 0;        // tokens at least this likely relative to the likeliest
     uint64_t seed = 0;
+    uint32_t first = 0;              // number of the first prompt: prompts in several calls draw as in one
     std::vector<std::string> stops;  // text that ends a sequence; it is cut off
     std::vector<int32_t> stop_ids;   // tokens that end a sequence; they are cut off
 
@@ -38,7 +39,7 @@ struct Generated {
 // sequence, and the next piece of its text: whole characters, held back while they might be part of a stop.
 using OnText = std::function<void(size_t sequence, std::string_view piece)>;
 
-// Sequence i draws from Philox by (seed, i, place in the text): it does not depend on what runs beside it. Runs
+// Sequence i draws from Philox by (seed, first + i, place in the text): it does not depend on what runs beside it. Runs
 // engine.sizes().sequences prompts at a time. tokenizer may be null: then there is no text. Error(kUsage) for a prompt
 // that is empty or longer than the engine's sizes.
 std::vector<Generated> generate(Engine& engine, const Tokenizer* tokenizer,

@@ -64,9 +64,9 @@ Exit run_eval(const EvalFlags& flags, Call& call) {
     if (const std::string report = report_text(data.report); !report.empty() && !call.common.quiet)
         call.log->info("{}:\n{}", data.name, report);
 
-    const PairSizes largest = largest_pair(data.pairs);
     EvaluateOptions options;
     options.objective = objective_of(config, loaded.tokenizer);
+    const PairSizes largest = largest_pair(data.pairs, options.objective);
     options.beta = config.beta;
     options.score_prompt = records_file.has_value();
     options.max_tokens = static_cast<int>(config.micro_batch_tokens > 0 ? config.micro_batch_tokens

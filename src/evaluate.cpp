@@ -40,10 +40,10 @@ std::vector<PairRecord> evaluate_pairs(Engine& engine, std::span<const Preferenc
     return records;
 }
 
-PairSizes largest_pair(std::span<const PreferencePair> pairs) {
+PairSizes largest_pair(std::span<const PreferencePair> pairs, const Objective& objective) {
     PairSizes sizes;
     for (const PreferencePair& pair : pairs) {
-        sizes.rows = std::max(sizes.rows, packed_rows(pair));
+        sizes.rows = std::max(sizes.rows, packed_rows(pair, objective));
         const size_t answer = std::max(pair.chosen.size(), pair.rejected.size());
         sizes.positions = std::max(sizes.positions, static_cast<int64_t>(pair.prompt.size() + answer));
     }

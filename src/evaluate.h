@@ -30,6 +30,6 @@ std::vector<PairRecord> evaluate_pairs(Engine& engine, std::span<const Preferenc
 struct PairSizes {
     int64_t rows = 0, positions = 0;
 };
-PairSizes largest_pair(std::span<const PreferencePair> pairs);
+PairSizes largest_pair(std::span<const PreferencePair> pairs, const Objective& objective);
 
 }  // namespace orpo

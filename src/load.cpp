@@ -80,7 +80,8 @@ std::unique_ptr<Engine> make_inference_engine(const LoadedModel& loaded, const s
     }
     options.sizes = sizes;
     options.sizes.keep = Keep::kNothing;
-    DeviceOptions device{call.common.device == "auto" ? "cpu" : call.common.device, dtype, call.common.threads};
+    const DeviceOptions device{call.common.device == "auto" ? "cpu" : call.common.device,
+                               dtype == "auto" ? "fp32" : dtype, call.common.threads};
     auto engine = make_engine(device, loaded.model.config, loaded.model.weights.get(), options);
     if (loaded.adapter) engine->write(Arena::kParameters, 0, from_peft(engine->lora(), *loaded.adapter));
     return engine;
