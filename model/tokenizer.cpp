@@ -144,13 +144,14 @@ void Tokenizer::Impl::cut(std::string_view text, SpecialText policy, std::vector
 
 Tokenizer::Tokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
 
+Tokenizer Tokenizer::build(TokenizerDefinition definition) {
+    return Tokenizer(std::make_shared<const Impl>(std::move(definition)));
+}
+
 Tokenizer Tokenizer::load(const TokenizerSource& source) {
-    if (source.gguf != nullptr) {
-        const std::string& file = source.gguf->file;
-        return Tokenizer(std::make_shared<const Impl>(
-            definition_from_gguf(*source.gguf, file.empty() ? "the tokenizer in the GGUF file" : file)));
-    }
-    return Tokenizer(std::make_shared<const Impl>(definition_from_directory(source.directory)));
+    if (source.gguf == nullptr) return build(definition_from_directory(source.directory));
+    const std::string& file = source.gguf->file;
+    return build(definition_from_gguf(*source.gguf, file.empty() ? "the tokenizer in the GGUF file" : file));
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, SpecialText special, int64_t* dropped) const {

@@ -16,10 +16,13 @@ namespace orpo {
 // What "<|im_end|>" inside a text means: the special token, the characters, or an Error(kBadData).
 enum class SpecialText { kParse, kLiteral, kError };
 
+struct TokenizerDefinition;  // model/tokenizer_definition.h
+
 class Tokenizer {
   public:
     // Error(kBadModel) that names the file, what is unsupported and what is supported.
     static Tokenizer load(const TokenizerSource& source);
+    static Tokenizer build(TokenizerDefinition definition);
 
     // text must be valid UTF-8 (Error(kBadData) with the byte offset otherwise). Adds no BOS or EOS. O(n log n).
     // Bytes that have no token are dropped, as the reference does; *dropped counts them when it is not null.
