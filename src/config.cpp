@@ -46,7 +46,7 @@ LoraConfig TrainConfig::lora() const {
 int64_t TrainConfig::warmup_steps(int64_t steps) const {
     if (warmup >= 1) return static_cast<int64_t>(warmup);
     if (warmup == 0 || steps == 0) return 0;
-    return std::max<int64_t>(1, std::llround(warmup * static_cast<double>(steps)));
+    return static_cast<int64_t>(std::ceil(warmup * static_cast<double>(steps)));  // as Hugging Face does
 }
 
 int64_t TrainConfig::total_steps(int64_t pairs) const {

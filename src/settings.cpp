@@ -108,7 +108,8 @@ std::map<std::string, std::string> fill_from_environment_and_config(CLI::App& ap
     std::vector<std::string> known;
     for (const auto& [name, option] : options) known.push_back(name);
     for (const TrainField& field : train_fields()) known.emplace_back(field.name);
-    for (const auto& [key, value] : read_json_config(config_path).items()) {
+    const nlohmann::json json = read_json_config(config_path);  // outlives items()
+    for (const auto& [key, value] : json.items()) {
         const std::string name = normal_key(key);
         if (std::find(known.begin(), known.end(), name) == known.end())
             throw Error(Exit::kUsage, config_path + ": unknown key \"" + key + "\"" + did_you_mean(name, known) +

@@ -1,6 +1,8 @@
 // orpo train: from a command line to a run directory.
 #include <fmt/format.h>
+#include <omp.h>
 
+#include <algorithm>
 #include <future>
 
 #include "base/error.h"
@@ -16,6 +18,7 @@
 #include "src/train_plan.h"
 #include "src/train_setup.h"
 #include "src/trainer.h"
+#include "src/useful_flops.h"
 
 namespace orpo {
 namespace {
@@ -59,17 +62,10 @@ Request read_request(const TrainFlags& flags, Call& call) {
             keep_resolved(before, now);
             make_paths_absolute(now);
             now.out = out;
-            std::vector<std::string> refused;
-            for (const ConfigDifference& d : config_differences(before, now)) {
-                // Files may have moved; their contents are compared later.
-                const bool path = d.name == "data" || d.name == "model" ||
-                                  (d.name == "eval" && d.before.starts_with('/') && d.now.starts_with('/'));
-                if (d.mathematics && !path)
-                    refused.push_back(fmt::format("--{}: was {}, is {}", d.name, d.before, d.now));
-                else if (!d.mathematics)
-                    request.changed.push_back(d);
-            }
+            const auto refused = mathematical_differences(before, now);
             if (!refused.empty()) refuse_to_resume(out, refused);
+            for (const ConfigDifference& d : config_differences(before, now))
+                if (!d.mathematics) request.changed.push_back(d);
             request.config = now;
         }
     }
@@ -143,7 +139,7 @@ void finish(Trainer& trainer, TrainOutput& output, const RunDirectory& run, cons
                   {"reason", reason},
                   {"seconds", seconds},
                   {"best_step", trainer.best_step() < 0 ? Json(nullptr) : Json(trainer.best_step())}});
-    output.sync();
+    output.before_save();
     call.terminal.status("");
     call.log->info("{} after {} steps, {}, peak memory {}", stopped ? "stopped by " + reason : reason, trainer.step(),
                    human_seconds(seconds), human_bytes(static_cast<double>(peak_bytes())));
@@ -221,16 +217,18 @@ Exit train(Request request, bool dry_run, Call& call) {
         Trainer trainer(std::move(options), *engine, setup.train.pairs, setup.eval.pairs, silent);
         trainer.start(start());
         const double seconds = trainer.estimate_seconds();
-        call.log->info("about {} on {}", human_seconds(seconds), engine->description());
-        print(Json({{"pairs", setup.train.pairs.size()},
-                    {"eval_pairs", setup.eval.pairs.size()},
-                    {"tokens_per_epoch", setup.tokens()},
-                    {"steps", setup.steps},
-                    {"seconds", seconds},
-                    {"micro_batch_tokens", plan.max_tokens},
-                    {"peak_bytes", plan.peak_bytes()}})
-                  .dump(2) +
-              "\n");
+        const Json json = {{"pairs", setup.train.pairs.size()},
+                           {"eval_pairs", setup.eval.pairs.size()},
+                           {"tokens_per_epoch", setup.tokens()},
+                           {"steps", setup.steps},
+                           {"seconds", seconds},
+                           {"micro_batch_tokens", plan.max_tokens},
+                           {"peak_bytes", plan.peak_bytes()}};
+        print(call.common.json
+                  ? json.dump(2) + "\n"
+                  : fmt::format("{} pairs, {} evaluation pairs, {} tokens an epoch\n{} steps, about {} on {}\n{}",
+                                setup.train.pairs.size(), setup.eval.pairs.size(), setup.tokens(), setup.steps,
+                                human_seconds(seconds), engine->description(), plan_text(plan)));
         return Exit::kDone;
     }
 
@@ -256,8 +254,10 @@ Exit train(Request request, bool dry_run, Call& call) {
     add_log_file(call.log, run.path() + "/run.log");
     call.log->info("run: {}", run.path());
 
+    const int threads = std::max(1, omp_get_max_threads());
+    const double rate = gemm_rate(setup.model.config, setup.config.dtype == "bf16", threads);
     TrainOutput output(call, run.path(), run.metrics(), setup.config.beta, setup.steps,
-                       checkpoint ? checkpoint->step : 0);
+                       checkpoint ? checkpoint->step : 0, rate);
     Trainer trainer(std::move(options), *engine, setup.train.pairs, setup.eval.pairs, output);
     if (checkpoint) {
         trainer.restore(*checkpoint);

@@ -22,8 +22,14 @@ void scalars_of(const Json& object, std::vector<Scalar>& scalars) {
 }  // namespace
 
 TrainOutput::TrainOutput(Call& call, const std::string& run, const std::string& metrics_path, double beta,
-                         int64_t steps, int64_t first_step)
-    : call_(call), metrics_(metrics_path), tensorboard_(run), beta_(beta), steps_(steps), first_step_(first_step) {}
+                         int64_t steps, int64_t first_step, double gemm_rate)
+    : call_(call),
+      metrics_(metrics_path),
+      tensorboard_(run),
+      beta_(beta),
+      steps_(steps),
+      first_step_(first_step),
+      gemm_rate_(gemm_rate) {}
 
 Json TrainOutput::step_line(const StepReport& r) const {
     Json line = {{"type", "step"}, {"step", r.step}, {"epoch", r.epoch}, {"lr", r.lr}};
@@ -34,6 +40,8 @@ Json TrainOutput::step_line(const StepReport& r) const {
     line["tokens"] = r.metrics.tokens;
     line["seconds"] = r.seconds;
     line["tokens_per_second"] = r.seconds > 0 ? static_cast<double>(r.metrics.tokens) / r.seconds : 0;
+    line["gemm_share"] = nullptr;
+    if (gemm_rate_ > 0 && r.seconds > 0) line["gemm_share"] = r.flops / r.seconds / gemm_rate_;
     line["peak_bytes"] = peak_bytes();
     return line;
 }
@@ -50,10 +58,11 @@ void TrainOutput::on_step(const StepReport& r) {
     const Metrics& m = r.metrics;
     const std::string text = fmt::format(
         "step {}/{}  epoch {:.2f}  loss {:.4f} (nll {:.4f} + {:g} x {:.4f})  acc {:.2f}  margin {:+.3f}  lr {:.2e}  "
-        "{:.0f} tok/s  {}  {} left",
+        "{:.0f} tok/s{}  {}  {} left",
         r.step, steps_, r.epoch, m.loss, m.nll_loss.value, beta_, m.or_loss.value, m.pref_acc.value, m.margin.value,
-        r.lr, static_cast<double>(m.tokens) / r.seconds, human_bytes(static_cast<double>(peak_bytes())),
-        human_seconds(left));
+        r.lr, static_cast<double>(m.tokens) / r.seconds,
+        gemm_rate_ > 0 ? fmt::format("  {:.0f} % of GEMM", 100 * r.flops / r.seconds / gemm_rate_) : "",
+        human_bytes(static_cast<double>(peak_bytes())), human_seconds(left));
     if (call_.terminal.is_terminal())
         call_.terminal.status(text.substr(0, static_cast<size_t>(call_.terminal.width()) - 1));
     else

@@ -13,17 +13,18 @@ namespace orpo {
 
 class TrainOutput : public TrainObserver {
   public:
-    // steps: of the whole run. The two logs are open in the run's directory.
+    // steps: of the whole run. gemm_rate: of this machine (src/useful_flops.h). The two logs are open in the run's
+    // directory.
     TrainOutput(Call& call, const std::string& run, const std::string& metrics_path, double beta, int64_t steps,
-                int64_t first_step);
+                int64_t first_step, double gemm_rate);
 
     void on_step(const StepReport& report) override;
     void on_evaluation(const Evaluation& evaluation, bool best) override;
+    void before_save() override { metrics_.sync(); }
     void on_evaluation_progress(int64_t done, int64_t pairs) override;
 
     // A line of any other type.
     void write(const Json& line) { metrics_.write(line); }
-    void sync() { metrics_.sync(); }
     // A step that met a number that is not finite: logged, never shown as anything else.
     void non_finite(const StepReport& report);
 
@@ -35,6 +36,7 @@ class TrainOutput : public TrainObserver {
     TensorboardLog tensorboard_;
     double beta_;
     int64_t steps_, first_step_;
+    double gemm_rate_;  // FLOP/s, 0: unknown
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 

@@ -73,15 +73,11 @@ int64_t longest_pair(const TrainSetup& setup) {
 
 }  // namespace
 
-std::string resolve_device(const std::string& device) { return device == "auto" ? "cpu" : device; }
-
-std::string resolve_dtype(const std::string& dtype, const std::string&) { return dtype == "auto" ? "fp32" : dtype; }
-
 TrainPlan plan_training(TrainSetup& setup) {
     TrainConfig& c = setup.config;
     TrainPlan plan;
-    plan.device = {resolve_device(c.device), resolve_dtype(c.dtype, c.device), static_cast<int>(c.threads)};
-    c.dtype = plan.device.dtype;
+    if (c.device == "auto") c.device = "cpu";
+    plan.device = {c.device, c.dtype, static_cast<int>(c.threads)};
     plan.engine.lora = c.lora();
     plan.engine.planning = true;
     const int64_t longest = longest_pair(setup);
@@ -104,7 +100,10 @@ TrainPlan plan_training(TrainSetup& setup) {
             plan.engine.sizes.max_positions = static_cast<int>(sizes.positions);
             plan.engine.sizes.keep = keep;
             plan.max_tokens = static_cast<int>(budget);
-            plan.memory = make_engine(plan.device, setup.model.config, nullptr, plan.engine)->memory();
+            const auto engine = make_engine(plan.device, setup.model.config, nullptr, plan.engine);
+            if (c.dtype == "auto")
+                c.dtype = plan.device.dtype = engine->description().find("bf16") == std::string::npos ? "fp32" : "bf16";
+            plan.memory = engine->memory();
             plan.rest_bytes = resident + copies;
             if (plan.memory.bytes() + copies > available - available / 20) continue;
             c.micro_batch_tokens = budget;

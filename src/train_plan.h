@@ -18,15 +18,11 @@ struct TrainPlan {
     int64_t peak_bytes() const { return memory.bytes() + rest_bytes; }
 };
 
-// config.micro_batch_tokens is resolved in `setup`. When not even the leanest plan fits: Error(kMemory) that says what
-// is needed and which flag lowers it.
+// config.micro_batch_tokens, device and dtype are resolved in `setup`. When not even the leanest plan fits:
+// Error(kMemory) that says what is needed and which flag lowers it.
 TrainPlan plan_training(TrainSetup& setup);
 
 // A table by category, and the peak.
 std::string plan_text(const TrainPlan& plan);
-
-// --device auto, --dtype auto as this machine resolves them.
-std::string resolve_device(const std::string& device);
-std::string resolve_dtype(const std::string& dtype, const std::string& device);
 
 }  // namespace orpo

@@ -106,6 +106,11 @@ TrainSetup load_train_setup(TrainConfig config, Call& call) {
     return setup;
 }
 
+// The same bits come out of any number of threads: "CPU fp32, AVX-512, 2 threads" without its last part.
+static std::string without_threads(const std::string& engine) {
+    return engine.ends_with(" threads") || engine.ends_with(" thread") ? engine.substr(0, engine.rfind(", ")) : engine;
+}
+
 Json run_identity(const TrainSetup& setup, const std::string& fingerprint, const std::string& engine, int threads) {
     return {{"config", train_config_json(setup.config)},
             {"data", setup.train.fingerprint},
@@ -116,13 +121,26 @@ Json run_identity(const TrainSetup& setup, const std::string& fingerprint, const
             {"tokenizer", setup.tokenizer.fingerprint()},
             {"version", version()},
             {"build", fmt::format("{} {}", __VERSION__, ORPO_VERSION)},
-            {"engine", engine},
+            {"engine", without_threads(engine)},
             {"threads", threads}};
+}
+
+std::vector<std::string> mathematical_differences(const TrainConfig& before, const TrainConfig& now) {
+    std::vector<std::string> lines;
+    for (const ConfigDifference& d : config_differences(before, now)) {
+        const bool path = d.name == "data" || d.name == "model" || d.name == "adapter" ||
+                          (d.name == "eval" && d.before.starts_with('/') && d.now.starts_with('/'));
+        if (d.mathematics && !path) lines.push_back(fmt::format("--{}: was {}, is {}", d.name, d.before, d.now));
+    }
+    return lines;
 }
 
 std::vector<std::string> identity_differences(const Json& before, const Json& now,
                                               const std::function<void(const std::string&)>& note) {
-    std::vector<std::string> differences;
+    const auto config = [](const Json& identity) {
+        return train_config_from_json(nlohmann::json::parse(identity.at("config").dump()), "checkpoint");
+    };
+    std::vector<std::string> differences = mathematical_differences(config(before), config(now));
     const auto differs = [&](const char* key) { return before.value(key, Json()) != now.value(key, Json()); };
     const auto say = [&](const char* key) {
         const auto text = [](const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); };

@@ -37,10 +37,14 @@ TrainSetup load_train_setup(TrainConfig config, Call& call);
 // config.data, eval and adapter as absolute paths: a run is resumed from wherever the user stands.
 void make_paths_absolute(TrainConfig& config);
 
+// Differences of the mathematics, a line each; files may have moved, for their contents are compared by themselves.
+std::vector<std::string> mathematical_differences(const TrainConfig& before, const TrainConfig& now);
+
 // What a checkpoint is tied to. fingerprint: of the model's weights.
 Json run_identity(const TrainSetup& setup, const std::string& fingerprint, const std::string& engine, int threads);
 
 // Differences that forbid to go on, each a line for people; empty: none. Other builds and devices are handed to `note`.
+// (A configuration file that was edited since shows here too.)
 std::vector<std::string> identity_differences(const Json& before, const Json& now,
                                               const std::function<void(const std::string&)>& note);
 

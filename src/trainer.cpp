@@ -10,6 +10,7 @@
 #include "model/adapter.h"
 #include "src/metrics_json.h"
 #include "src/signals.h"
+#include "src/useful_flops.h"
 
 namespace orpo {
 namespace {
@@ -113,16 +114,17 @@ StepReport Trainer::train_step() {
     const auto batch = order_.batch(epoch_, position_);
     const PackOptions options = pack_options(batch_totals(batch, options_.objective));
     engine_.zero_gradients();
+    StepReport report;
     std::vector<PairRecord> records;
     std::vector<double> logp;
     for (const MicroBatch& mb : pack(batch, options)) {
         logp.resize(mb.heads.size());
         engine_.train(mb, logp);
+        report.flops += useful_flops(engine_.config(), layout(), mb);
         for (PairRecord& record : pair_records(mb, logp)) records.push_back(std::move(record));
     }
 
     const TrainConfig& config = options_.config;
-    StepReport report;
     report.step = step_ + 1;
     report.lr = config.lr * schedule_.factor(step_);
     report.metrics = summarise(records, config.beta);
@@ -216,6 +218,7 @@ bool Trainer::evaluate() {
 }
 
 void Trainer::save() {
+    observer_.before_save();
     const Json state = {{"evaluation_due", evaluation_due_}, {"since_best", since_best_},
                         {"best_step", best_step_},           {"baseline", scores_json(baseline_)},
                         {"best_metrics", best_metrics_},     {"best_scores", scores_json(best_scores_)}};

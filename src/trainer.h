@@ -27,6 +27,7 @@ struct StepReport {
     int64_t step = 0;  // counted from 1
     double epoch = 0;  // passes over the data so far
     double lr = 0, grad_norm = 0, seconds = 0;
+    double flops = 0;  // useful ones
     Metrics metrics;
 };
 
@@ -43,6 +44,8 @@ class TrainObserver {
     virtual ~TrainObserver() = default;
     virtual void on_step(const StepReport& report) = 0;
     virtual void on_evaluation(const Evaluation& evaluation, bool best) = 0;
+    // What was said so far must be on disk before a checkpoint that follows it is.
+    virtual void before_save() {}
     virtual void on_evaluation_progress(int64_t done, int64_t pairs) {}
 };
 
