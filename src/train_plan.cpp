@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
+#include <vector>
 
 #include "base/error.h"
 #include "src/host_memory.h"
@@ -15,13 +15,10 @@ namespace {
 
 // Enough rows to keep the products of a small model near their best rate; more only costs memory.
 constexpr int64_t kUsualTokens = 2048;
+// What libraries take when they are first used: oneDNN's generated code, threads' stacks.
+constexpr int64_t kLibraries = 3 << 20;
 // Orders are followed that far to find the largest micro-batch; beyond, the bound is taken.
 constexpr int64_t kStepsFollowed = 20000;
-
-struct Sizes {
-    int64_t rows = 0;  // of the largest micro-batch
-    int64_t positions = 0;
-};
 
 // What pack() will make of the run, by the same greedy rule.
 class Packing {
@@ -36,16 +33,16 @@ class Packing {
         const auto answer = static_cast<int64_t>(std::max(pair.chosen.size(), pair.rejected.size()));
         sizes_.positions = std::max(sizes_.positions, static_cast<int64_t>(pair.prompt.size()) + answer);
     }
-    const Sizes& sizes() const { return sizes_; }
+    const PlanSizes& sizes() const { return sizes_; }
 
   private:
     const Objective& objective_;
     int64_t budget_;
     int64_t taken_ = 0;
-    Sizes sizes_;
+    PlanSizes sizes_;
 };
 
-Sizes largest(const TrainSetup& setup, int64_t budget) {
+PlanSizes largest(const TrainSetup& setup, int64_t budget) {
     const TrainConfig& c = setup.config;
     Packing packing(setup.objective, budget);
     BatchOrder order(setup.train.pairs, c.batch_size, c.seed, c.shuffle);
@@ -59,7 +56,7 @@ Sizes largest(const TrainSetup& setup, int64_t budget) {
         if (i % 64 == 0) packing.begin();
         packing.add(setup.eval.pairs[i]);
     }
-    Sizes sizes = packing.sizes();
+    PlanSizes sizes = packing.sizes();
     if (setup.steps > kStepsFollowed) sizes.rows = budget;
     return sizes;
 }
@@ -74,37 +71,41 @@ int64_t longest_pair(const TrainSetup& setup) {
 }  // namespace
 
 TrainPlan plan_training(TrainSetup& setup) {
-    TrainConfig& c = setup.config;
+    const auto sizes = [&](int64_t budget) { return largest(setup, budget); };
+    return choose_plan(setup.config, setup.model.config, longest_pair(setup), sizes, resident_bytes(),
+                       available_bytes());
+}
+
+TrainPlan choose_plan(TrainConfig& c, const ModelConfig& model, int64_t longest,
+                      const std::function<PlanSizes(int64_t)>& sizes_of, int64_t resident, int64_t available) {
     TrainPlan plan;
     if (c.device == "auto") c.device = "cpu";
     plan.device = {c.device, c.dtype, static_cast<int>(c.threads)};
     plan.engine.lora = c.lora();
     plan.engine.planning = true;
-    const int64_t longest = longest_pair(setup);
     const bool chosen = c.micro_batch_tokens > 0;  // by the user, or by the run that is resumed
     if (chosen && c.micro_batch_tokens < longest)
         throw Error(Exit::kUsage, fmt::format("--micro-batch-tokens {}: the longest pair takes {}; raise it or lower "
                                               "--max-length",
                                               c.micro_batch_tokens, longest));
-    const int64_t usual = chosen ? c.micro_batch_tokens : std::max(kUsualTokens, longest);
+    std::vector<int64_t> budgets = {std::max(kUsualTokens, longest), std::max(kUsualTokens / 2, longest), longest};
+    if (chosen) budgets = {c.micro_batch_tokens};
 
     // n floats each: masters, m, v, best and the PEFT form of them while saving, and the file's buffer.
-    const LoraLayout layout(setup.model.config, plan.engine.lora);
-    const int64_t resident = resident_bytes(), copies = 7 * 4 * layout.slot_size();
-    const int64_t available = available_bytes();
-    for (const int64_t budget : {usual, chosen ? usual : std::max(kUsualTokens / 2, longest), chosen ? usual : longest})
+    const int64_t copies = 7 * 4 * LoraLayout(model, plan.engine.lora).slot_size();
+    for (const int64_t budget : budgets)
         for (const Keep keep : {Keep::kActivations, Keep::kNoGateUp, Keep::kInputs}) {
-            const Sizes sizes = largest(setup, budget);
+            const PlanSizes sizes = sizes_of(budget);
             plan.engine.sizes.tokens = static_cast<int>(sizes.rows);
             plan.engine.sizes.heads = static_cast<int>(sizes.rows);
             plan.engine.sizes.max_positions = static_cast<int>(sizes.positions);
             plan.engine.sizes.keep = keep;
             plan.max_tokens = static_cast<int>(budget);
-            const auto engine = make_engine(plan.device, setup.model.config, nullptr, plan.engine);
+            const auto engine = make_engine(plan.device, model, nullptr, plan.engine);
             if (c.dtype == "auto")
                 c.dtype = plan.device.dtype = engine->description().find("bf16") == std::string::npos ? "fp32" : "bf16";
             plan.memory = engine->memory();
-            plan.rest_bytes = resident + copies;
+            plan.rest_bytes = resident + copies + kLibraries;
             if (plan.memory.bytes() + copies > available - available / 20) continue;
             c.micro_batch_tokens = budget;
             plan.engine.planning = false;
@@ -118,11 +119,15 @@ TrainPlan plan_training(TrainSetup& setup) {
 }
 
 std::string plan_text(const TrainPlan& plan) {
+    constexpr const char* kKept[] = {"kept", "kept but gate|up", "inputs of layers kept", "none kept"};
     std::string text;
     for (int i = 0; i < static_cast<int>(Category::kCount); ++i) {
         const auto category = static_cast<Category>(i);
         if (plan.memory.bytes(category) > 0)
-            text += fmt::format("  {:<28}{:>10}\n", category_name(category),
+            text += fmt::format("  {:<28}{:>10}\n",
+                                category == Category::kActivations
+                                    ? fmt::format("activations ({})", kKept[static_cast<int>(plan.engine.sizes.keep)])
+                                    : std::string(category_name(category)),
                                 human_bytes(static_cast<double>(plan.memory.bytes(category))));
     }
     text += fmt::format("  {:<28}{:>10}\n", "program, data, saving", human_bytes(static_cast<double>(plan.rest_bytes)));

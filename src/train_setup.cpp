@@ -128,8 +128,9 @@ Json run_identity(const TrainSetup& setup, const std::string& fingerprint, const
 std::vector<std::string> mathematical_differences(const TrainConfig& before, const TrainConfig& now) {
     std::vector<std::string> lines;
     for (const ConfigDifference& d : config_differences(before, now)) {
-        const bool path = d.name == "data" || d.name == "model" || d.name == "adapter" ||
-                          (d.name == "eval" && d.before.starts_with('/') && d.now.starts_with('/'));
+        const bool both_files = d.before.starts_with('/') && d.now.starts_with('/');
+        const bool path =
+            d.name == "data" || d.name == "model" || ((d.name == "eval" || d.name == "adapter") && both_files);
         if (d.mathematics && !path) lines.push_back(fmt::format("--{}: was {}, is {}", d.name, d.before, d.now));
     }
     return lines;
