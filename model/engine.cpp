@@ -4,14 +4,14 @@
 
 #include "base/error.h"
 #include "kernels/cpu/cpu.h"
+#include "model/devices.h"
 #include "model/engine_of.h"
 
 namespace orpo {
 
 std::unique_ptr<Engine> make_engine(const DeviceOptions& device, const ModelConfig& config, const HostWeights* weights,
                                     const EngineOptions& options) {
-    if (device.device != "cpu")
-        throw Error(Exit::kNoDevice, "--device " + device.device + ": this build has no such device; use --device cpu");
+    if (device.device != "cpu") return make_cuda_engine(device, config, weights, options);
     CpuOptions cpu;
     cpu.threads = device.threads;
     cpu.planning = options.planning;

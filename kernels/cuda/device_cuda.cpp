@@ -17,7 +17,8 @@ namespace {
 void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
     const std::string text = std::string("CUDA: ") + what + ": " + cudaGetErrorString(status);
-    if (status == cudaErrorMemoryAllocation) throw Error(Exit::kMemory, text + "; lower --micro-batch-tokens or --memory-limit");
+    if (status == cudaErrorMemoryAllocation)
+        throw Error(Exit::kMemory, text + "; lower --micro-batch-tokens or --memory-limit");
     throw Error(Exit::kNoDevice, text);
 }
 void check(cublasStatus_t status, const char* what) {
@@ -42,7 +43,7 @@ class CudaDevice final : public Device {
         int count = 0;
         const cudaError_t found = cudaGetDeviceCount(&count);
         if (found != cudaSuccess || count == 0)
-            throw Error(Exit::kNoDevice, std::string("no CUDA device: ") + cudaGetErrorString(found) + "; use --device cpu");
+            throw Error(Exit::kNoDevice, std::string("no CUDA device: ") + cudaGetErrorString(found));
         if (index < 0 || index >= count)
             throw Error(Exit::kNoDevice, "--device cuda:" + std::to_string(index) + ": this machine has " +
                                              std::to_string(count) + " CUDA device(s), numbered from 0");
@@ -53,7 +54,8 @@ class CudaDevice final : public Device {
             throw Error(Exit::kNoDevice, std::string(properties.name) + " has compute capability " +
                                              std::to_string(properties.major) + "." + std::to_string(properties.minor) +
                                              "; 8.0 (Ampere) or newer is needed: use --device cpu");
-        info_.name = std::string(properties.name) + ", sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+        info_.name = std::string(properties.name) + ", sm_" + std::to_string(properties.major) +
+                     std::to_string(properties.minor);
         info_.bytes = static_cast<int64_t>(properties.totalGlobalMem);
         info_.multiprocessors = properties.multiProcessorCount;
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
@@ -106,7 +108,8 @@ class CudaDevice final : public Device {
         check(cudaMemcpyAsync(to, pinned_, n, cudaMemcpyHostToDevice, stream_), "copy to the device");
     }
     void copy_out(const void* from, void* host, int64_t bytes) override {
-        check(cudaMemcpyAsync(host, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_), "copy from the device");
+        check(cudaMemcpyAsync(host, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+              "copy from the device");
         wait();
     }
     void zero(void* to, int64_t bytes) override {
@@ -138,7 +141,9 @@ class CudaDevice final : public Device {
         graphs_.push_back(executable);
         return static_cast<int>(graphs_.size()) - 1;
     }
-    void replay(int graph) override { check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch"); }
+    void replay(int graph) override {
+        check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch");
+    }
 
     void push_range(const char* name) override { nvtxRangePushA(name); }
     void pop_range() override { nvtxRangePop(); }
@@ -154,21 +159,28 @@ class CudaDevice final : public Device {
         check(cublasLtMatmulDescCreate(&plan.operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
         const cublasOperation_t first = p.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N;
         const cublasOperation_t second = p.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N;
-        check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first), "transpose");
-        check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second), "transpose");
+        check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSA, &first, sizeof first),
+              "transpose");
+        check(cublasLtMatmulDescSetAttribute(plan.operation, CUBLASLT_MATMUL_DESC_TRANSB, &second, sizeof second),
+              "transpose");
         const auto layout = [&](cublasLtMatrixLayout_t* to, Number type, int rows, int columns, int ld) {
             // A row-major (rows, columns) matrix is a column-major (columns, rows) one.
-            check(cublasLtMatrixLayoutCreate(to, type_of(type), static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), ld), "layout");
+            check(cublasLtMatrixLayoutCreate(to, type_of(type), static_cast<uint64_t>(columns),
+                                             static_cast<uint64_t>(rows), ld),
+                  "layout");
         };
         layout(&plan.a, p.in, p.transpose_b ? p.N : p.K, p.transpose_b ? p.K : p.N, p.ldb);
         layout(&plan.b, p.in, p.transpose_a ? p.K : p.M, p.transpose_a ? p.M : p.K, p.lda);
         layout(&plan.c, p.out, p.M, p.N, p.ldc);
         cublasLtMatmulPreference_t preference = nullptr;
         check(cublasLtMatmulPreferenceCreate(&preference), "preference");
-        check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace), "preference");
+        check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace,
+                                                   sizeof kWorkspace),
+              "preference");
         cublasLtMatmulHeuristicResult_t result{};
         int count = 0;
-        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c, plan.c, preference, 1, &result, &count);
+        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c,
+                                                                     plan.c, preference, 1, &result, &count);
         cublasLtMatmulPreferenceDestroy(preference);
         check(status, "cublasLtMatmulAlgoGetHeuristic");
         if (count == 0) throw Error(Exit::kNoDevice, "cuBLASLt has no algorithm for a product of this shape");

@@ -10,6 +10,8 @@
 //
 // A warp owns a row and keeps it in registers, V packs of 16 bytes a lane, so that nothing is read twice; four rows a
 // block. Sums are fp32 in a fixed order.
+#include <type_traits>
+
 #include "kernels/cuda/device.cuh"
 
 namespace orpo::cuda {

@@ -1,0 +1,98 @@
+#include "model/devices.h"
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+
+#include "base/error.h"
+#include "base/io.h"
+#include "model/cuda/entry.h"
+
+namespace orpo {
+
+namespace {
+
+struct CudaLibrary {
+    void* handle = nullptr;
+    cuda::MakeEngine make_engine = nullptr;
+    cuda::Describe describe = nullptr;
+    std::string problem;  // why handle is null
+};
+
+std::string beside_the_program() {
+    std::array<char, 4096> path{};
+    const ssize_t n = ::readlink("/proc/self/exe", path.data(), path.size() - 1);
+    return n > 0 ? io::join(io::parent_dir(std::string(path.data(), static_cast<size_t>(n))), cuda::kLibrary)
+                 : std::string(cuda::kLibrary);
+}
+
+// Loaded at the first call and never unloaded: engines made by it may outlive any owner.
+const CudaLibrary& cuda_library() {
+    static const CudaLibrary library = [] {
+        CudaLibrary l;
+        const char* named = std::getenv("ORPO_CUDA_LIBRARY");
+        const std::string path = named && *named ? named : beside_the_program();
+        l.handle = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+        if (!l.handle) {
+            l.problem = io::exists(path) ? std::string(::dlerror()) : "this build has no CUDA library (" + path + ")";
+            return l;
+        }
+        l.make_engine = reinterpret_cast<cuda::MakeEngine>(::dlsym(l.handle, cuda::kMakeEngine));
+        l.describe = reinterpret_cast<cuda::Describe>(::dlsym(l.handle, cuda::kDescribe));
+        if (!l.make_engine || !l.describe) {
+            l.problem = path + " is not orpo's CUDA library";
+            l.handle = nullptr;
+        }
+        return l;
+    }();
+    return library;
+}
+
+int index_of(const std::string& device) {
+    return device.size() > 5 ? std::atoi(device.c_str() + 5) : 0;  // "cuda" or "cuda:i", checked by the flag's parser
+}
+
+std::string describe(int index) {
+    const CudaLibrary& library = cuda_library();
+    if (!library.handle) throw Error(Exit::kNoDevice, library.problem);
+    return library.describe(index);
+}
+
+}  // namespace
+
+std::string resolve_device(const std::string& wanted) {
+    if (wanted == "cpu") return "cpu";
+    if (wanted == "auto") {
+        try {
+            describe(0);
+            return "cuda:0";
+        } catch (const Error&) {
+            return "cpu";
+        }
+    }
+    try {
+        describe(index_of(wanted));
+    } catch (const Error& error) {
+        throw Error(error.exit(), "--device " + wanted + ": " + error.what() + "; use --device cpu");
+    }
+    return "cuda:" + std::to_string(index_of(wanted));
+}
+
+std::string describe_cuda() {
+    try {
+        return describe(0);
+    } catch (const Error& error) {
+        return std::string("no GPU: ") + error.what();
+    }
+}
+
+std::unique_ptr<Engine> make_cuda_engine(const DeviceOptions& device, const ModelConfig& config,
+                                         const HostWeights* weights, const EngineOptions& options) {
+    const CudaLibrary& library = cuda_library();
+    if (!library.handle) throw Error(Exit::kNoDevice, "--device " + device.device + ": " + library.problem);
+    return library.make_engine(index_of(device.device), device.dtype, config, weights, options);
+}
+
+}  // namespace orpo

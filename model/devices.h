@@ -1,0 +1,23 @@
+// Which device a run computes on. The CUDA side is a library (liborpo_cuda.so) that is loaded when a GPU is wanted: next
+// to the program, or where ORPO_CUDA_LIBRARY says.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "model/engine.h"
+
+namespace orpo {
+
+// wanted: "auto", "cpu", "cuda" or "cuda:i". Gives "cpu" or "cuda:i": auto takes the first GPU when the library loads
+// and finds one. A GPU that was asked for by name and is not there: Error(kNoDevice) that says why.
+std::string resolve_device(const std::string& wanted);
+
+// One line for people: "NVIDIA H200, sm_90, 143771 MiB", or why there is no GPU to compute on.
+std::string describe_cuda();
+
+// The engine over the CUDA library. device: "cuda:i".
+std::unique_ptr<Engine> make_cuda_engine(const DeviceOptions& device, const ModelConfig& config,
+                                         const HostWeights* weights, const EngineOptions& options);
+
+}  // namespace orpo
