@@ -80,6 +80,11 @@ std::string resolve_device(const std::string& wanted) {
     return "cuda:" + std::to_string(index_of(wanted));
 }
 
+std::string resolve_dtype(const std::string& wanted, const std::string& device) {
+    if (wanted != "auto") return wanted;
+    return device == "cpu" ? "fp32" : "bf16";
+}
+
 std::string describe_cuda() {
     try {
         return describe(0);

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "base/io.h"
+#include "model/devices.h"
 #include "src/command.h"
 #include "src/help.h"
 #include "src/settings.h"
@@ -100,11 +101,6 @@ std::string usage_message(const CLI::ParseError& e, CLI::App& app, const std::ve
     return e.what();
 }
 
-void check_device(const std::string& device) {
-    if (device.rfind("cuda", 0) == 0)
-        throw Error(Exit::kNoDevice, "--device " + device + ": this build has no CUDA; use --device cpu");
-}
-
 int report(Terminal& terminal, Exit exit, const std::string& message) {
     terminal.status("");
     terminal.line(terminal.red("error: ") + message);
@@ -151,7 +147,7 @@ int run_command(CLI::App& root, Commands& commands, int argc, const char* const*
     }
     Terminal terminal(no_color);
     Call call{commands.common(), line, std::move(origins), terminal, make_log(terminal, commands.common().quiet)};
-    check_device(call.common.device);
+    if (call.common.device.rfind("cuda", 0) == 0) resolve_device(call.common.device);  // refused before any work
     if (call.common.threads > 0) omp_set_num_threads(call.common.threads);
     return static_cast<int>((*action)(call));
 }

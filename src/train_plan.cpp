@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "model/devices.h"
 #include "src/host_memory.h"
 #include "src/terminal.h"
 #include "src/train_data.h"
@@ -79,7 +80,8 @@ TrainPlan plan_training(TrainSetup& setup) {
 TrainPlan choose_plan(TrainConfig& c, const ModelConfig& model, int64_t longest,
                       const std::function<PlanSizes(int64_t)>& sizes_of, int64_t resident, int64_t available) {
     TrainPlan plan;
-    if (c.device == "auto") c.device = "cpu";
+    c.device = resolve_device(c.device);
+    c.dtype = resolve_dtype(c.dtype, c.device);
     plan.device = {c.device, c.dtype, static_cast<int>(c.threads)};
     plan.engine.lora = c.lora();
     plan.engine.planning = true;

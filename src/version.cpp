@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include "model/devices.h"
 #include "model/tokenizer.h"
 #include "src/command.h"
 
@@ -28,7 +29,7 @@ std::string version_text() {
         "build     {} {}, {}\n"
         "cpu       {}, {} threads\n"
         "oneDNN    {}.{}.{}\n"
-        "device    cpu (no CUDA in this build)\n",
+        "cuda      {}\n",
         version(),
 #ifdef __clang__
         "clang", __clang_major__,
@@ -40,7 +41,7 @@ std::string version_text() {
 #else
         "with assertions",
 #endif
-        instruction_set(), omp_get_max_threads(), dnnl->major, dnnl->minor, dnnl->patch);
+        instruction_set(), omp_get_max_threads(), dnnl->major, dnnl->minor, dnnl->patch, describe_cuda());
 }
 
 }  // namespace orpo
