@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/io.h"
+#include "kernels/cpu/cpu.h"
 #include "model/cuda/entry.h"
 
 namespace orpo {
@@ -82,7 +83,11 @@ std::string resolve_device(const std::string& wanted) {
 
 std::string resolve_dtype(const std::string& wanted, const std::string& device) {
     if (wanted != "auto") return wanted;
-    return device == "cpu" ? "fp32" : "bf16";
+    if (device != "cpu") return "bf16";
+    CpuOptions cpu;
+    cpu.planning = true;
+    cpu.dtype = CpuDtype::kAuto;
+    return Cpu(cpu).bf16() ? "bf16" : "fp32";
 }
 
 std::string describe_cuda() {

@@ -13,7 +13,7 @@ namespace orpo {
 // and finds one. A GPU that was asked for by name and is not there: Error(kNoDevice) that says why.
 std::string resolve_device(const std::string& wanted);
 
-// device as resolve_device gave it; "auto" becomes "bf16" on a GPU and "fp32" on a CPU.
+// device as resolve_device gave it; "auto" becomes "bf16" on a GPU and on processors with AMX, "fp32" elsewhere.
 std::string resolve_dtype(const std::string& wanted, const std::string& device);
 
 // One line for people: "NVIDIA H200, sm_90, 143771 MiB", or why there is no GPU to compute on.

@@ -5,6 +5,7 @@
 
 #include "base/io.h"
 #include "model/adapter.h"
+#include "model/devices.h"
 #include "model/peft_config.h"
 #include "model/resolve.h"
 
@@ -80,8 +81,10 @@ std::unique_ptr<Engine> make_inference_engine(const LoadedModel& loaded, const s
     }
     options.sizes = sizes;
     options.sizes.keep = Keep::kNothing;
-    const DeviceOptions device{call.common.device == "auto" ? "cpu" : call.common.device,
-                               dtype == "auto" ? "fp32" : dtype, call.common.threads};
+    DeviceOptions device;
+    device.device = resolve_device(call.common.device);
+    device.dtype = resolve_dtype(dtype, device.device);
+    device.threads = call.common.threads;
     auto engine = make_engine(device, loaded.model.config, loaded.model.weights.get(), options);
     if (loaded.adapter) engine->write(Arena::kParameters, 0, from_peft(engine->lora(), *loaded.adapter));
     return engine;
