@@ -16,6 +16,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/onednn.h"
 #include "model/engine_of.h"
+#include "model/orpo_loss.h"
 #include "model/weights.h"
 #include "src/command.h"
 #include "src/timed_kernels.h"
@@ -198,6 +199,7 @@ struct Setup {
     int tokens = 0, heads = 0;  // of the largest micro-batch
     int64_t planned_bytes = 0;
     double load_seconds = 0;
+    double base_loss = 0;  // of the pairs, adapters at zero
 };
 
 Setup set_up(const BenchFlags& flags, const CommonFlags& common) {
@@ -222,12 +224,18 @@ Setup set_up(const BenchFlags& flags, const CommonFlags& common) {
     s.engine =
         std::make_unique<BenchEngine>(std::move(k), description, s.subject.config, s.subject.weights.get(), options);
     s.planned_bytes = s.engine->memory().bytes();
+    s.load_seconds = seconds_since(start);
+    for (const MicroBatch& mb : s.micro_batches) {
+        std::vector<double> logp(mb.heads.size());
+        s.engine->evaluate(mb, logp);
+        for (const PairRecord& pair : pair_records(mb, logp))
+            s.base_loss += pair.loss.nll + pair.odds_weight * pair.loss.odds_loss;
+    }
     // Adapters away from zero, so that no product is with zeros.
     std::vector<float> start_values(static_cast<size_t>(s.engine->lora().slot_size()));
     for (size_t i = 0; i < start_values.size(); ++i)
         start_values[i] = 0.02f * static_cast<float>(uniform(philox(2, {uint32_t(i), 0, 0, 0})[0]) - 0.5);
     s.engine->write(Arena::kParameters, 0, start_values);
-    s.load_seconds = seconds_since(start);
     return s;
 }
 
@@ -285,7 +293,8 @@ Exit bench_train(const BenchFlags& flags, Call& call) {
                                            {"gemm_share", flops / best / ceiling.flops_per_second},
                                            {"peak_bytes", peak},
                                            {"planned_bytes", s.planned_bytes},
-                                           {"load_seconds", s.load_seconds}};
+                                           {"load_seconds", s.load_seconds},
+                                           {"base_loss", s.base_loss}};
     if (call.common.json) {
         print_line(result.dump());
         return Exit::kDone;

@@ -17,7 +17,7 @@ static constexpr int kMR = 6, kNV = 1;
 static constexpr int kMR = 3, kNV = 1;
 #endif
 static constexpr int kNR = 16 * kNV;
-static constexpr int kKC = 640;        // rows of B, columns of A in one cache block
+static constexpr int kKC = 576;        // rows of B, columns of A in one cache block
 static constexpr int kALd = kKC + 16;  // row distance of packed A: one cache line past a power of two's aliasing
 
 // A of this tile: element (m, k) at A[m * (kCols ? 1 : kALd) + k * (kCols ? lda : 1)].
