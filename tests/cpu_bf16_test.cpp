@@ -135,3 +135,58 @@ TEST_CASE("the bf16 head, embedding and plain rounding of fp32 operands") {
         for (int i = 0; i < N; ++i) CHECK(std::memcmp(&x[i * C], &w[mb.ids[i] * C], C * 4) == 0);
     }
 }
+
+TEST_CASE("bf16 attention follows the reference, for any threads and in any company") {
+    const std::vector<std::array<int, 3>> lengths = {{40, 75, 90}, {1, 1, 1}, {33, 31, 0}, {0, 20, 0}, {64, 3, 130}};
+    for (const HeadShape& shape : {HeadShape{6, 2, 64}, HeadShape{2, 2, 48}})
+        for (CpuOptions options : bf16_backends()) {
+            CAPTURE(shape.HS);
+            const MicroBatch mb = pairs_of(lengths, 50);
+            const int N = static_cast<int>(mb.ids.size()), W = shape.width(), O = shape.H * shape.HS;
+            const Floats qkv = exact_noise(int64_t{N} * W, 1, 1.5), d_o = exact_noise(int64_t{N} * O, 2);
+            Oracle ref;
+            const auto rb = batch_of(ref, mb);
+            Doubles od(N * O), lsed(N * shape.H), dqkvd(N * W);
+            ref.attention(rb, shape, wide(qkv).data(), od.data(), lsed.data());
+            ref.attention_backward(rb, shape, wide(qkv).data(), od.data(), lsed.data(), wide(d_o).data(), dqkvd.data());
+            Floats first_o, first_dqkv;
+            for (const int threads : {1, 2, 3}) {
+                options.threads = threads;
+                Cpu k(options);
+                k.reserve(limits(N, shape, 64, 64, 64));
+                const auto b = batch_of(k, mb);
+                Floats o(N * O, NAN), lse(N * shape.H, NAN), dqkv(N * W, NAN);
+                k.attention(b, shape, qkv.data(), o.data(), lse.data());
+                k.attention_backward(b, shape, qkv.data(), o.data(), lse.data(), d_o.data(), dqkv.data());
+                CHECK(error(o, od) <= 4e-3);
+                CHECK(error(lse, lsed) <= 1e-3);  // 1 / sqrt(48) rounds q; for 64 it is exact
+                CHECK(error(dqkv, dqkvd) <= 6e-3);
+                // q, k and v apart, for their sizes differ.
+                for (const auto& [from, to] : {std::pair{0, shape.H},
+                                               {shape.H, shape.H + shape.KV},
+                                               {shape.H + shape.KV, shape.H + 2 * shape.KV}}) {
+                    Floats got;
+                    Doubles want;
+                    for (int n = 0; n < N; ++n)
+                        for (int c = from * shape.HS; c < to * shape.HS; ++c)
+                            got.push_back(dqkv[n * W + c]), want.push_back(dqkvd[n * W + c]);
+                    CHECK(error(got, want) <= 8e-3);
+                }
+                if (threads == 1) first_o = o, first_dqkv = dqkv;
+                CHECK(o == first_o);
+                CHECK(dqkv == first_dqkv);
+            }
+            options.threads = 2;
+            Cpu k(options);
+            const PairSpan& p = mb.pairs.back();
+            const int rows = p.end - p.begin;
+            k.reserve(limits(rows, shape, 64, 64, 64));
+            const auto b = batch_of(k, pairs_of({lengths.back()}, 50));
+            Floats o(rows * O), lse(rows * shape.H), dqkv(rows * W);
+            k.attention(b, shape, qkv.data() + p.begin * W, o.data(), lse.data());
+            k.attention_backward(b, shape, qkv.data() + p.begin * W, o.data(), lse.data(), d_o.data() + p.begin * O,
+                                 dqkv.data());
+            CHECK(std::memcmp(o.data(), first_o.data() + p.begin * O, o.size() * 4) == 0);
+            CHECK(std::memcmp(dqkv.data(), first_dqkv.data() + p.begin * W, dqkv.size() * 4) == 0);
+        }
+}

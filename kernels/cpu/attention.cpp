@@ -31,8 +31,8 @@ void Cpu::attention_groups(const Batch& b, const HeadShape& shape, bool backward
         int64_t used = 0;
         for (; last < pairs; ++last) {
             const PairSpan& p = b.pairs[last];
-            const int64_t size0 = isa_.attention_packed(segment_rows(p, 0), HS, backward) * KV;
-            const int64_t size1 = isa_.attention_packed(segment_rows(p, 1), HS, backward) * KV;
+            const int64_t size0 = packed_keys_size(segment_rows(p, 0), HS, backward) * KV;
+            const int64_t size1 = packed_keys_size(segment_rows(p, 1), HS, backward) * KV;
             if (used + size0 + size1 > packed_capacity_) break;
             segment_at_[2 * last] = used, segment_at_[2 * last + 1] = used + size0;
             used += size0 + size1;
@@ -44,9 +44,9 @@ void Cpu::attention_groups(const Batch& b, const HeadShape& shape, bool backward
             const int keys = segment_rows(b.pairs[pair], side);
             if (keys == 0) return;
             const float* row = qkv + segment_begin(b.pairs[pair], side) * width;
-            isa_.attention_pack(
+            (bf16_ ? isa_.attention_pack_bf16 : isa_.attention_pack)(
                 keys, HS, row + (H + g) * HS, row + (H + KV + g) * HS, width, backward,
-                packed_keys_ + segment_at_[2 * pair + side] + isa_.attention_packed(keys, HS, backward) * g);
+                packed_keys_ + segment_at_[2 * pair + side] + packed_keys_size(keys, HS, backward) * g);
         });
         run(first, last);
         first = last;
@@ -56,7 +56,7 @@ void Cpu::attention_groups(const Batch& b, const HeadShape& shape, bool backward
 void Cpu::attention(const Batch& b, const HeadShape& shape, const float* qkv, float* o, float* lse) {
     const int H = shape.H, KV = shape.KV, HS = shape.HS;
     const int64_t width = shape.width();
-    const int block = isa_.attention_block();
+    const int block = bf16_ ? isa_.attention_block_bf16() : isa_.attention_block();
     struct Task {
         int pair, side, first;
     };
@@ -79,12 +79,11 @@ void Cpu::attention(const Batch& b, const HeadShape& shape, const float* qkv, fl
             s.HS = HS, s.first = task.first, s.rows = std::min(block, total1 - task.first);
             s.q = qkv + row * width + h * HS, s.width = width;
             s.keys0 = task.side == 1 ? prompt_rows(p) : 0, s.total0 = total0, s.total1 = total1;
-            s.packed0 = packed_keys_ + segment_at_[2 * task.pair] + isa_.attention_packed(total0, HS, false) * g;
-            s.packed1 =
-                packed_keys_ + segment_at_[2 * task.pair + task.side] + isa_.attention_packed(total1, HS, false) * g;
+            s.packed0 = packed_keys_ + segment_at_[2 * task.pair] + packed_keys_size(total0, HS, false) * g;
+            s.packed1 = packed_keys_ + segment_at_[2 * task.pair + task.side] + packed_keys_size(total1, HS, false) * g;
             s.o = o + (row * H + h) * HS, s.o_width = int64_t{H} * HS;
             s.lse = lse + row * H + h, s.H = H;
-            isa_.attention(s, scratch(t));
+            (bf16_ ? isa_.attention_bf16 : isa_.attention)(s, scratch(t));
         });
     });
 }
@@ -111,21 +110,23 @@ void Cpu::attention_backward(const Batch& b, const HeadShape& shape, const float
             const int total0 = segment_rows(p, 0), total1 = segment_rows(p, side), P = prompt_rows(p);
             float* sums = key_sums_ + sums_at[pair] + sums_rows(p) * h * HS * 2;
             if (side == 1) sums += int64_t{total0} * HS * 2;
-            std::memset(sums, 0, sizeof(float) * HS * 2 * static_cast<size_t>(side == 0 ? total0 : P + total1));
+            if (!bf16_)
+                std::memset(sums, 0, sizeof(float) * HS * 2 * static_cast<size_t>(side == 0 ? total0 : P + total1));
             AttentionShare s{};
             s.HS = HS, s.width = width, s.o_width = int64_t{H} * HS, s.H = H;
             s.keys0 = side == 1 ? P : 0, s.total0 = total0, s.total1 = total1;
-            s.packed0 = packed_keys_ + segment_at_[2 * pair] + isa_.attention_packed(total0, HS, true) * g;
-            s.packed1 = packed_keys_ + segment_at_[2 * pair + side] + isa_.attention_packed(total1, HS, true) * g;
+            s.packed0 = packed_keys_ + segment_at_[2 * pair] + packed_keys_size(total0, HS, true) * g;
+            s.packed1 = packed_keys_ + segment_at_[2 * pair + side] + packed_keys_size(total1, HS, true) * g;
             s.dk0 = sums, s.dv0 = s.dk0 + int64_t{s.keys0} * HS;
             s.dk1 = s.dv0 + int64_t{s.keys0} * HS, s.dv1 = s.dk1 + int64_t{total1} * HS;
-            for (int row0 = 0; row0 < total1; row0 += block) {
+            const int step = bf16_ ? std::max(total1, 1) : block;
+            for (int row0 = 0; row0 < total1; row0 += step) {
                 const int64_t row = segment_begin(p, side) + row0;
-                s.first = row0, s.rows = std::min(block, total1 - row0);
+                s.first = row0, s.rows = std::min(step, total1 - row0);
                 s.q = qkv + row * width + h * HS, s.dq = dqkv + row * width + h * HS;
                 s.o = const_cast<float*>(o) + (row * H + h) * HS, s.d_o = d_o + (row * H + h) * HS;
                 s.lse = const_cast<float*>(lse) + row * H + h;
-                isa_.attention_backward(s, scratch(t));
+                (bf16_ ? isa_.attention_backward_bf16 : isa_.attention_backward)(s, scratch(t));
             }
         });
         // dk, dv of a row: over the query heads of its K/V head; prompt rows also from segment 1.

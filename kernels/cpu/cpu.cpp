@@ -120,13 +120,14 @@ void Cpu::reserve(const Limits& limits) {
     ORPO_CHECK(s.HS % 16 == 0 && s.HS <= 256 && s.H % std::max(1, s.KV) == 0);
     const int64_t products = bf16_ ? std::max(isa_.gemm_scratch_bf16(), isa_.head_scratch_bf16(limits.C))
                                    : std::max(isa_.gemm_scratch(), isa_.head_scratch(limits.C));
-    const int64_t stride = std::max(products, isa_.attention_scratch(limits.tokens + 1, s.HS));
+    const int64_t stride =
+        std::max(products, (bf16_ ? isa_.attention_scratch_bf16 : isa_.attention_scratch)(limits.tokens + 1, s.HS));
     if (stride > scratch_stride_) {
         scratch_stride_ = (stride + 63) / 64 * 64;
         scratch_ = allocate<float>(Category::kWorkspace, "scratch of the threads", threads_ * scratch_stride_);
     }
     // Packed keys: a segment is padded to whole panels; attention works through groups of pairs that fit.
-    const int64_t packed = isa_.attention_packed(limits.tokens + 64 * isa_.panel, s.HS, limits.gradients) * s.KV;
+    const int64_t packed = packed_keys_size(limits.tokens + 64 * isa_.panel, s.HS, limits.gradients) * s.KV;
     if (packed > packed_capacity_) {
         packed_capacity_ = packed;
         packed_keys_ = allocate<float>(Category::kWorkspace, "packed keys and values", packed);

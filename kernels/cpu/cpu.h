@@ -119,6 +119,9 @@ class Cpu {
     void shares(int64_t n, int64_t least, const std::function<void(int, int64_t, int64_t)>& f);
     // f(thread, item), items handed out one by one.
     void items(int64_t n, const std::function<void(int, int64_t)>& f);
+    int64_t packed_keys_size(int keys, int HS, bool backward) const {
+        return (bf16_ ? isa_.attention_packed_bf16 : isa_.attention_packed)(keys, HS, backward);
+    }
     float* scratch(int thread) { return scratch_ + thread * scratch_stride_; }
     void attention_groups(const Batch& b, const HeadShape& shape, bool backward, const float* qkv,
                           const std::function<void(int first, int last)>& run);

@@ -116,6 +116,15 @@ struct Isa {
     void (*attention)(const AttentionShare&, float* scratch);
     void (*attention_backward)(const AttentionShare&, float* scratch);
 
+    // With bf16 operands. attention_backward_bf16 takes a whole segment and writes dk, dv (attention_bf16.isa.h).
+    int (*attention_block_bf16)();
+    int64_t (*attention_packed_bf16)(int keys, int HS, bool backward);
+    int64_t (*attention_scratch_bf16)(int keys, int HS);
+    void (*attention_pack_bf16)(int keys, int HS, const float* k, const float* v, int64_t width, bool backward,
+                                float* packed);
+    void (*attention_bf16)(const AttentionShare&, float* scratch);
+    void (*attention_backward_bf16)(const AttentionShare&, float* scratch);
+
     void (*adamw)(int64_t n, const float constants[8], float* p, const float* g, float* m, float* v);
     double (*squared_norm)(int64_t n, const float* g);
     void (*decode_attention)(int H, int KV, int HS, int count, const float* q, const float* cache, float* scores,

@@ -36,6 +36,12 @@ static Isa make_table(const char* name) {
              .attention_pack = attention_pack,
              .attention = attention,
              .attention_backward = attention_backward,
+             .attention_block_bf16 = nullptr,
+             .attention_packed_bf16 = nullptr,
+             .attention_scratch_bf16 = nullptr,
+             .attention_pack_bf16 = nullptr,
+             .attention_bf16 = nullptr,
+             .attention_backward_bf16 = nullptr,
              .adamw = adamw,
              .squared_norm = squared_norm,
              .decode_attention = decode_attention};
@@ -50,6 +56,12 @@ static Isa make_table(const char* name) {
     t.unpack_weight_row_bf16 = unpack_weight_row_bf16;
     t.head_scratch_bf16 = head_scratch<true>;
     t.head_bf16 = head<true>;
+    t.attention_block_bf16 = [] { return kBQ16; };
+    t.attention_packed_bf16 = attention_packed_bf16;
+    t.attention_scratch_bf16 = attention_scratch_bf16;
+    t.attention_pack_bf16 = attention_pack_bf16;
+    t.attention_bf16 = attention_bf16;
+    t.attention_backward_bf16 = attention_backward_bf16;
 #endif
     return t;
 }

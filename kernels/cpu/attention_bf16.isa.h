@@ -1,0 +1,220 @@
+// attention.isa.h with bf16 operands and fp32 sums, soft-max and outputs. The loops over keys and blocks are the same;
+// what differs is how operands are laid out as pairs (bf16.isa.h):
+//   S = Q K^T, dP = dO V^T      A: rows of Q, dO in pairs over HS;    B: panels of K, V (HS pairs, kNR keys)
+//   O = P V,   dQ = dS K        A: rows of P, dS in pairs over keys;  B: V, K in pairs of keys, (keys / 2, HS)
+//   dV^T = dO^T P, dK^T = Q^T dS    A: columns of dO, Q in pairs over query rows;  B: P, dS in pairs of query rows
+// The last two are summed turned, (HS, keys), in scratch, so that neither P nor dS has to be turned.
+#if defined(__AVX512BF16__)
+
+static constexpr int kBQ16 = 64;                                // query rows in a block
+static constexpr int64_t kABlock = int64_t{kBQ16 + 32} * kALd;  // floats of one packed A block
+static constexpr int64_t kTurned = int64_t{256 + 32} * kALd;    // and of one with HS rows
+
+static int64_t attention_packed_bf16(int keys, int HS, bool backward) {
+    return int64_t{padded(keys)} * (backward ? 2 : 1) * (pairs_of(HS) + HS / 2);
+}
+static inline int score_blocks(int columns) { return (columns + kKC - 1) / kKC; }
+static int64_t attention_scratch_bf16(int keys, int HS) {
+    const int columns = padded(keys) + 2 * kNR;
+    // Q and dO as rows and as columns; scores, dP and the pairs of P or dS; P and dS in pairs of rows; dk, dv turned.
+    return 2 * kABlock + 2 * kTurned + 3 * score_blocks(columns) * kABlock + 2 * int64_t{kBQ16 / 2} * columns +
+           2 * int64_t{HS} * columns;
+}
+
+static void attention_pack_bf16(int keys, int HS, const float* k, const float* v, int64_t width, bool backward,
+                                float* packed) {
+    const int rows = padded(keys), units = pairs_of(HS);
+    float* const kt = packed;
+    float* const vn = kt + int64_t{rows} * units;
+    float* const vt = vn + int64_t{rows} * HS / 2;
+    float* const kn = vt + int64_t{rows} * units;
+    float temp[16 * 128];  // HS <= 256
+    for (int j = 0; j < rows; j += kNR) {
+        const int left = keys - j < kNR ? keys - j : kNR;
+        pack_b_columns_pairs(left, HS, k + j * width, width, kt + int64_t{j} * units, kNR, temp);
+        if (backward) pack_b_columns_pairs(left, HS, v + j * width, width, vt + int64_t{j} * units, kNR, temp);
+    }
+    const auto row = [&](const float* x, int j, int d) { return j < keys ? load(x + j * width + d) : set1(0.0f); };
+    for (int j = 0; j < rows; j += 2)
+        for (int d = 0; d < HS; d += 16) {
+            store(vn + int64_t{j} * HS / 2 + d, pair_up(row(v, j, d), row(v, j + 1, d)));
+            if (backward) store(kn + int64_t{j} * HS / 2 + d, pair_up(row(k, j, d), row(k, j + 1, d)));
+        }
+}
+
+// Sub-arrays of packed keys: K panels, V pairs, V panels, K pairs.
+static inline const float* packed_part(const float* packed, int total, int HS, int part) {
+    const int64_t rows = padded(total), panels = rows * pairs_of(HS), pairs = rows * HS / 2;
+    return packed + (part > 0 ? panels : 0) + (part > 1 ? pairs : 0) + (part > 2 ? panels : 0);
+}
+static inline float* block_at(float* blocks, int column, int shrink) {
+    return blocks + column / kKC * kABlock + column % kKC / shrink;
+}
+
+static void score_block_bf16(const AttentionShare& s, const Columns& cols, const float* a, int part, float* scores) {
+    const int units = pairs_of(s.HS);
+    const float* prompt = s.keys0 ? packed_part(s.packed0, s.total0, s.HS, part) : nullptr;
+    const float* own = packed_part(s.packed1, s.total1, s.HS, part);
+    for (int c = 0; c < cols.end(); c += kNR) {
+        const int key = c - cols.prompt;
+        const float* b = c < cols.prompt ? prompt + int64_t{c} * units : own + int64_t{key} * units;
+        const int r0 = key > cols.first ? (key - cols.first) / 32 * 32 : 0;  // rows above do not see this panel
+        panel_pairs(cols.rows - r0, units, a + int64_t{r0} * kALd, b, kNR, block_at(scores, c, 1) + r0 * kALd, kALd,
+                    kNR, false);
+    }
+}
+
+// out (rows, HS) = weights (pairs over keys) times V or K in pairs of keys.
+static void weigh_block_bf16(const AttentionShare& s, const Columns& cols, float* weights, int part, float* out,
+                             int64_t ldo) {
+    const float* prompt = s.keys0 ? packed_part(s.packed0, s.total0, s.HS, part) : nullptr;
+    const float* own = packed_part(s.packed1, s.total1, s.HS, part);
+    for (int r = 0; r < cols.rows; r += 32) {
+        const int rows = cols.rows - r < 32 ? cols.rows - r : 32;
+        const int end = cols.prompt + padded(cols.first + r + rows);
+        for (int c = 0; c < end;) {
+            int stop = (c / kKC + 1) * kKC < end ? (c / kKC + 1) * kKC : end;
+            if (c < cols.prompt && stop > cols.prompt) stop = cols.prompt;
+            const float* b =
+                c < cols.prompt ? prompt + int64_t{c} / 2 * s.HS : own + int64_t{c - cols.prompt} / 2 * s.HS;
+            for (int d = 0; d < s.HS; d += kNR)
+                panel_pairs(rows, (stop - c) / 2, block_at(weights, c, 2) + int64_t{r} * kALd, b + d, s.HS,
+                            out + r * ldo + d, ldo, s.HS - d < kNR ? s.HS - d : kNR, c > 0);
+            c = stop;
+        }
+    }
+}
+
+// Lanes from `n` on become 0.
+static inline V first_lanes(V x, int n) {
+    return {_mm512_maskz_mov_ps(static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << n) - 1), x.v)};
+}
+
+static void attention_bf16(const AttentionShare& s, float* scratch) {
+    const Columns cols{s.keys0, padded(s.keys0), s.first, s.rows};
+    float* const a = scratch;
+    float* const scores = scratch + kABlock;
+    float* const weights = scores + score_blocks(cols.end()) * kABlock;
+    pack_rows_pairs(s.rows, s.HS, 1.0f / __builtin_sqrtf(static_cast<float>(s.HS)), s.q, s.width, a);
+    score_block_bf16(s, cols, a, 0, scores);
+    float inverse[kBQ16];
+    for (int r = 0; r < s.rows; ++r) {
+        V top = set1(-__builtin_inff());
+        for (int c = 0; c < cols.end(); c += 16) {
+            const int n = cols.seen(r, c);
+            if (n > 0)
+                top.v = _mm512_mask_max_ps(top.v, static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << n) - 1), top.v,
+                                           load(block_at(scores, c, 1) + int64_t{r} * kALd).v);
+        }
+        const V m = set1(max_lane(top));
+        V total = set1(0.0f);
+        for (int c = 0; c < cols.end(); c += 32) {
+            const float* at = block_at(scores, c, 1) + int64_t{r} * kALd;
+            const int n0 = cols.seen(r, c), n1 = cols.seen(r, c + 16);
+            const V e0 = n0 ? first_lanes(exp(sub(load(at), m)), n0) : set1(0.0f);
+            const V e1 = n1 ? first_lanes(exp(sub(load(at + 16), m)), n1) : set1(0.0f);
+            total = add(add(total, e0), e1);
+            store_pairs(block_at(weights, c, 2) + int64_t{r} * kALd, e0, e1);
+        }
+        const float all = sum(total);
+        s.lse[r * s.H] = max_lane(m) + __builtin_logf(all);
+        inverse[r] = 1.0f / all;
+    }
+    weigh_block_bf16(s, cols, weights, 1, s.o, s.o_width);
+    for (int r = 0; r < s.rows; ++r)
+        for (int d = 0; d < s.HS; d += 16) {
+            float* o = s.o + r * s.o_width + d;
+            store(o, mul(load(o), set1(inverse[r])));
+        }
+}
+
+// (HS, rows / 2): columns of x (rows, HS) in pairs over rows, zero-padded to 32 rows.
+static void pack_turned_pairs(int rows, int HS, const float* x, int64_t ld, float* to) {
+    float strip[16 * 256];  // 16 pairs of rows, HS <= 256
+    const auto row = [&](int r, int d) { return r < rows ? load(x + r * ld + d) : set1(0.0f); };
+    for (int p0 = 0; p0 < (rows + 31) / 32 * 16; p0 += 16) {
+        for (int p = 0; p < 16; ++p)
+            for (int d = 0; d < HS; d += 16)
+                store(strip + p * HS + d, pair_up(row(2 * (p0 + p), d), row(2 * (p0 + p) + 1, d)));
+        transpose_strip(16, HS, strip, HS, to + p0, kALd);
+    }
+}
+
+// A whole segment: s.first = 0, s.rows = its rows, s.q, o, lse, d_o, dq at its first row; dk and dv are written.
+static void attention_backward_bf16(const AttentionShare& whole, float* scratch) {
+    const int HS = whole.HS, prompt = padded(whole.keys0), columns = prompt + padded(whole.total1);
+    const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(HS));
+    const int blocks = score_blocks(columns);
+    float* const q = scratch;
+    float* const d_o = q + kABlock;
+    float* const q_turned = d_o + kABlock;
+    float* const d_o_turned = q_turned + kTurned;
+    float* const scores = d_o_turned + kTurned;
+    float* const dp = scores + blocks * kABlock;
+    float* const ds = dp + blocks * kABlock;      // pairs over keys
+    float* const p_rows = ds + blocks * kABlock;  // (kBQ16 / 2, columns) pairs of rows
+    float* const ds_rows = p_rows + int64_t{kBQ16 / 2} * columns;
+    float* const dk = ds_rows + int64_t{kBQ16 / 2} * columns;  // (HS, columns)
+    float* const dv = dk + int64_t{HS} * columns;
+    for (int64_t i = 0; i < 2 * int64_t{HS} * columns; i += 16) store(dk + i, set1(0.0f));
+    for (int first = 0; first < whole.rows; first += kBQ16) {
+        AttentionShare s = whole;
+        s.first = first, s.rows = whole.rows - first < kBQ16 ? whole.rows - first : kBQ16;
+        s.q += first * s.width, s.dq += first * s.width, s.o += first * s.o_width, s.d_o += first * s.o_width;
+        s.lse += first * s.H;
+        const Columns cols{s.keys0, prompt, first, s.rows};
+        pack_rows_pairs(s.rows, HS, scale, s.q, s.width, q);
+        pack_rows_pairs(s.rows, HS, 1.0f, s.d_o, s.o_width, d_o);
+        pack_turned_pairs(s.rows, HS, s.q, s.width, q_turned);
+        pack_turned_pairs(s.rows, HS, s.d_o, s.o_width, d_o_turned);
+        score_block_bf16(s, cols, q, 0, scores);
+        score_block_bf16(s, cols, d_o, 2, dp);
+        const int row_pairs = (s.rows + 31) / 32 * 16;
+        for (int p = 0; p < row_pairs; ++p) {
+            V delta[2], lse[2];
+            for (int h = 0; h < 2; ++h) {
+                const int r = 2 * p + h;
+                V dot = set1(0.0f);
+                for (int d = 0; r < s.rows && d < HS; d += 16)
+                    dot = fma(load(s.d_o + r * s.o_width + d), load(s.o + r * s.o_width + d), dot);
+                delta[h] = set1(sum(dot)), lse[h] = set1(r < s.rows ? s.lse[r * s.H] : 0.0f);
+            }
+            for (int c = 0; c < cols.end(); c += 32) {
+                V weight[2][2], d[2][2];  // [row][half]
+                for (int h = 0; h < 2; ++h)
+                    for (int j = 0; j < 2; ++j) {
+                        const int r = 2 * p + h, n = r < s.rows ? cols.seen(r, c + 16 * j) : 0;
+                        const int64_t at = int64_t{r} * kALd + 16 * j;
+                        weight[h][j] = d[h][j] = set1(0.0f);
+                        if (n == 0) continue;
+                        weight[h][j] = first_lanes(exp(sub(load(block_at(scores, c, 1) + at), lse[h])), n);
+                        d[h][j] = first_lanes(
+                            mul(mul(weight[h][j], sub(load(block_at(dp, c, 1) + at), delta[h])), set1(scale)), n);
+                    }
+                for (int j = 0; j < 2; ++j) {
+                    store(p_rows + int64_t{p} * columns + c + 16 * j, pair_up(weight[0][j], weight[1][j]));
+                    store(ds_rows + int64_t{p} * columns + c + 16 * j, pair_up(d[0][j], d[1][j]));
+                }
+                for (int h = 0; h < 2; ++h)
+                    store_pairs(block_at(ds, c, 2) + int64_t{2 * p + h} * kALd, d[h][0], d[h][1]);
+            }
+        }
+        weigh_block_bf16(s, cols, ds, 3, s.dq, s.width);
+        for (int c = 0; c < cols.end(); c += kNR) {
+            const int key = c - prompt, p0 = key > first ? (key - first) / 32 * 16 : 0;  // rows above do not see it
+            panel_pairs(HS, row_pairs - p0, d_o_turned + p0, p_rows + int64_t{p0} * columns + c, columns, dv + c,
+                        columns, kNR, true);
+            panel_pairs(HS, row_pairs - p0, q_turned + p0, ds_rows + int64_t{p0} * columns + c, columns, dk + c,
+                        columns, kNR, true);
+        }
+    }
+    for (int d = 0; d < HS; d += 16) {
+        const float *from_k = dk + int64_t{d} * columns, *from_v = dv + int64_t{d} * columns;
+        transpose_strip(16, whole.keys0, from_k, columns, whole.dk0 + d, HS);
+        transpose_strip(16, whole.keys0, from_v, columns, whole.dv0 + d, HS);
+        transpose_strip(16, whole.total1, from_k + prompt, columns, whole.dk1 + d, HS);
+        transpose_strip(16, whole.total1, from_v + prompt, columns, whole.dv1 + d, HS);
+    }
+}
+
+#endif
