@@ -256,8 +256,7 @@ Exit train(Request request, bool dry_run, Call& call) {
 
     const int threads = std::max(1, omp_get_max_threads());
     const double rate = gemm_rate(setup.model.config, setup.config.dtype == "bf16", threads);
-    TrainOutput output(call, run.path(), run.metrics(), setup.config.beta, setup.steps,
-                       checkpoint ? checkpoint->step : 0, rate);
+    TrainOutput output(call, run.path(), run.metrics(), setup.config.beta, setup.steps, rate);
     Trainer trainer(std::move(options), *engine, setup.train.pairs, setup.eval.pairs, output);
     if (checkpoint) {
         trainer.restore(*checkpoint);

@@ -22,14 +22,14 @@ void scalars_of(const Json& object, std::vector<Scalar>& scalars) {
 }  // namespace
 
 TrainOutput::TrainOutput(Call& call, const std::string& run, const std::string& metrics_path, double beta,
-                         int64_t steps, int64_t first_step, double gemm_rate)
+                         int64_t steps, double gemm_rate)
     : call_(call),
       metrics_(metrics_path),
       tensorboard_(run),
       beta_(beta),
       steps_(steps),
-      first_step_(first_step),
-      gemm_rate_(gemm_rate) {}
+      gemm_rate_(gemm_rate),
+      progress_(call.terminal, call.common.quiet) {}
 
 Json TrainOutput::step_line(const StepReport& r) const {
     Json line = {{"type", "step"}, {"step", r.step}, {"epoch", r.epoch}, {"lr", r.lr}};
@@ -53,24 +53,22 @@ void TrainOutput::on_step(const StepReport& r) {
     scalars_of(line, scalars);
     tensorboard_.write(r.step, scalars);
 
-    const double elapsed = seconds_since(begin_);
-    const double left = elapsed / static_cast<double>(r.step - first_step_) * static_cast<double>(steps_ - r.step);
+    eta_.add(r.seconds);
     const Metrics& m = r.metrics;
-    const std::string text = fmt::format(
-        "step {}/{}  epoch {:.2f}  loss {:.4f} (nll {:.4f} + {:g} x {:.4f})  acc {:.2f}  margin {:+.3f}  lr {:.2e}  "
-        "{:.0f} tok/s{}  {}  {} left",
-        r.step, steps_, r.epoch, m.loss, m.nll_loss.value, beta_, m.or_loss.value, m.pref_acc.value, m.margin.value,
-        r.lr, static_cast<double>(m.tokens) / r.seconds,
-        gemm_rate_ > 0 ? fmt::format("  {:.0f} % of GEMM", 100 * r.flops / r.seconds / gemm_rate_) : "",
-        human_bytes(static_cast<double>(peak_bytes())), human_seconds(left));
-    if (call_.terminal.is_terminal())
-        call_.terminal.status(text.substr(0, static_cast<size_t>(call_.terminal.width()) - 1));
-    else
-        call_.log->info(text);
+    StepView view;
+    view.step = r.step, view.steps = steps_, view.epoch = r.epoch;
+    view.loss = m.loss, view.nll = m.nll_loss.value, view.odds = beta_ * m.or_loss.value;
+    view.accuracy = m.pref_acc.value, view.margin = m.margin.value;
+    view.lr = r.lr, view.grad_norm = r.grad_norm, view.seconds = r.seconds;
+    view.tokens_per_second = static_cast<double>(m.tokens) / r.seconds;
+    if (gemm_rate_ > 0) view.gemm_share = r.flops / r.seconds / gemm_rate_;
+    view.peak_bytes = peak_bytes();
+    view.eta = eta_.remaining(steps_ - r.step);
+    progress_.step(view);
 }
 
 void TrainOutput::on_evaluation_progress(int64_t done, int64_t pairs) {
-    call_.terminal.status(fmt::format("evaluating {}/{}", done, pairs));
+    progress_.count("evaluating", done, pairs, "pairs");
 }
 
 void TrainOutput::on_evaluation(const Evaluation& e, bool best) {
@@ -84,7 +82,7 @@ void TrainOutput::on_evaluation(const Evaluation& e, bool best) {
             scalars.emplace_back(key.starts_with("eval_") ? "eval/" + key.substr(5) : "eval/" + key,
                                  value.get<double>());
     tensorboard_.write(e.step, scalars);
-    call_.terminal.status("");
+    progress_.finish();
     const Metrics& m = e.metrics;
     call_.log->info(
         "eval at step {}: nll_chosen {:.4f}  pref_acc {:.3f}  log_odds {:+.4f}  or_loss {:.4f}  margin {:+.4f}  "

@@ -6,6 +6,7 @@
 
 #include "src/command.h"
 #include "src/metrics_log.h"
+#include "src/progress.h"
 #include "src/tensorboard.h"
 #include "src/trainer.h"
 
@@ -16,7 +17,7 @@ class TrainOutput : public TrainObserver {
     // steps: of the whole run. gemm_rate: of this machine (src/useful_flops.h). The two logs are open in the run's
     // directory.
     TrainOutput(Call& call, const std::string& run, const std::string& metrics_path, double beta, int64_t steps,
-                int64_t first_step, double gemm_rate);
+                double gemm_rate);
 
     void on_step(const StepReport& report) override;
     void on_evaluation(const Evaluation& evaluation, bool best) override;
@@ -35,8 +36,10 @@ class TrainOutput : public TrainObserver {
     MetricsLog metrics_;
     TensorboardLog tensorboard_;
     double beta_;
-    int64_t steps_, first_step_;
+    int64_t steps_;
     double gemm_rate_;  // FLOP/s, 0: unknown
+    Progress progress_;
+    EtaEstimate eta_;
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
 };
 

@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/io.h"
 #include "model/adapter.h"
-#include "model/chat_template.h"
+#include "src/load.h"
 
 namespace orpo {
 namespace {
@@ -15,26 +15,6 @@ namespace {
 std::string absolute(const std::string& path) { return std::filesystem::absolute(path).lexically_normal().string(); }
 
 bool is_eval_path(const std::string& eval) { return eval != "auto" && eval != "none" && eval != "-"; }
-
-template <class T>
-T parsed(bool (*parse)(std::string_view, T*), const std::string& word) {
-    T value;
-    ORPO_CHECK(parse(word, &value));
-    return value;
-}
-
-DataOptions data_options(const TrainConfig& config, const Model& model, int threads) {
-    DataOptions options;
-    options.semantics = parsed(parse_semantics, config.semantics);
-    options.truncation = parsed(parse_truncation, config.truncation);
-    options.bad_row = parsed(parse_bad_row, config.on_bad_row);
-    options.special = parsed(parse_special, config.special);
-    options.chat_template = choose_template(config.chat_template, model.chat_template, model.path);
-    options.max_length = static_cast<int>(config.max_length);
-    options.columns = parse_map(config.map);
-    options.threads = threads;
-    return options;
-}
 
 // An adapter to go on from brings its own shape; flags that say otherwise are refused.
 void take_shape(TrainConfig& config, const PeftAdapter& adapter, const Call& call) {
@@ -98,10 +78,7 @@ TrainSetup load_train_setup(TrainConfig config, Call& call) {
     TrainConfig& c = setup.config;
     setup.choices = resolve_defaults(c, setup.model.config, static_cast<int64_t>(setup.train.pairs.size()),
                                      static_cast<int64_t>(setup.eval.pairs.size()));
-    setup.objective.semantics = options.semantics;
-    setup.objective.nll_scope = c.nll_scope == "response" ? NllScope::kResponse : NllScope::kFull;
-    setup.objective.eos = setup.tokenizer.eos();
-    setup.objective.max_length = static_cast<int>(c.max_length);
+    setup.objective = objective_of(c, setup.tokenizer);
     setup.steps = c.total_steps(static_cast<int64_t>(setup.train.pairs.size()));
     return setup;
 }

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/philox.h"
 #include "model/adapter.h"
+#include "src/evaluate.h"
 #include "src/metrics_json.h"
 #include "src/signals.h"
 #include "src/useful_flops.h"
@@ -17,9 +18,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-// Pairs that are laid out at once in an evaluation.
-constexpr size_t kEvaluationGroup = 64;
 
 constexpr double kBeta1 = 0.9, kBeta2 = 0.999, kEps = 1e-8;  // torch.optim.AdamW
 
@@ -175,22 +173,13 @@ std::vector<int64_t> Trainer::lines_with_bad_gradient(std::span<const Preference
 
 bool Trainer::evaluate() {
     const auto begin = Clock::now();
-    std::vector<const PreferencePair*> pairs;
-    for (const PreferencePair& pair : eval_) pairs.push_back(&pair);
-    PackOptions options = pack_options(batch_totals(pairs, options_.objective));
-    std::vector<PairRecord> records;
-    std::vector<double> logp;
-    for (size_t first = 0; first < pairs.size(); first += kEvaluationGroup) {
-        const size_t count = std::min(kEvaluationGroup, pairs.size() - first);
-        options.first_pair = static_cast<int32_t>(first);
-        for (const MicroBatch& mb : pack(std::span(pairs).subspan(first, count), options)) {
-            if (StopSignals::received() != 0) return false;
-            logp.resize(mb.heads.size());
-            engine_.evaluate(mb, logp);
-            for (PairRecord& record : pair_records(mb, logp)) records.push_back(std::move(record));
-            observer_.on_evaluation_progress(static_cast<int64_t>(records.size()), static_cast<int64_t>(pairs.size()));
-        }
-    }
+    const auto pairs = static_cast<int64_t>(eval_.size());
+    const EvaluateOptions options{options_.objective, options_.config.beta, options_.max_tokens};
+    const auto records = evaluate_pairs(engine_, eval_, options, [&](int64_t done) {
+        observer_.on_evaluation_progress(done, pairs);
+        return StopSignals::received() == 0;
+    });
+    if (records.empty()) return false;
     Evaluation evaluation{step_, 0, summarise(records, options_.config.beta), pair_scores(records)};
     evaluation.seconds = seconds_since(begin);
     if (!std::isfinite(evaluation.metrics.loss)) {

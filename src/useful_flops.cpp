@@ -44,7 +44,7 @@ double gemm_rate(const ModelConfig& config, bool bf16, int threads) {
     for (const auto& [out, in] :
          {std::pair{qkv, config.C}, {config.C, attention}, {2 * config.I, config.C}, {config.C, config.I}})
         for (const auto& [N, K] : {std::pair{out, in}, {in, out}}) {
-            seconds += onednn_seconds(kRows, N, K, bf16, threads, 2);
+            seconds += onednn_seconds(kRows, N, K, bf16, threads, 5);
             flops += 2.0 * kRows * N * K;
         }
     return seconds < 1e20 ? flops / seconds : 0;
