@@ -104,8 +104,6 @@ TrainPlan choose_plan(TrainConfig& c, const ModelConfig& model, int64_t longest,
             plan.engine.sizes.keep = keep;
             plan.max_tokens = static_cast<int>(budget);
             const auto engine = make_engine(plan.device, model, nullptr, plan.engine);
-            if (c.dtype == "auto")
-                c.dtype = plan.device.dtype = engine->description().find("bf16") == std::string::npos ? "fp32" : "bf16";
             plan.memory = engine->memory();
             plan.rest_bytes = resident + copies + kLibraries;
             if (plan.memory.bytes() + copies > available - available / 20) continue;
