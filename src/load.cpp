@@ -8,6 +8,7 @@
 #include "model/devices.h"
 #include "model/peft_config.h"
 #include "model/resolve.h"
+#include "src/host_memory.h"
 
 namespace orpo {
 namespace {
@@ -85,6 +86,17 @@ std::unique_ptr<Engine> make_inference_engine(const LoadedModel& loaded, const s
     device.device = resolve_device(call.common.device);
     device.dtype = resolve_dtype(dtype, device.device);
     device.threads = call.common.threads;
+    if (device.device == "cpu") {
+        options.planning = true;
+        const int64_t needed = make_engine(device, loaded.model.config, nullptr, options)->memory().bytes();
+        options.planning = false;
+        if (const int64_t free = available_bytes(); needed > free)
+            throw Error(Exit::kMemory,
+                        fmt::format("{} and {} tokens at once need {}, {} are free; take a smaller model, or fewer "
+                                    "tokens (--micro-batch-tokens, --max-length, --max-tokens)",
+                                    loaded.model.display_name, sizes.tokens, human_bytes(static_cast<double>(needed)),
+                                    human_bytes(static_cast<double>(free))));
+    }
     auto engine = make_engine(device, loaded.model.config, loaded.model.weights.get(), options);
     if (loaded.adapter) engine->write(Arena::kParameters, 0, from_peft(engine->lora(), *loaded.adapter));
     return engine;

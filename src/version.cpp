@@ -29,6 +29,7 @@ std::string version_text() {
         "build     {} {}, {}\n"
         "cpu       {}, {} threads\n"
         "oneDNN    {}.{}.{}\n"
+        "Unicode   {}\n"
         "cuda      {}\n",
         version(),
 #ifdef __clang__
@@ -41,7 +42,8 @@ std::string version_text() {
 #else
         "with assertions",
 #endif
-        instruction_set(), omp_get_max_threads(), dnnl->major, dnnl->minor, dnnl->patch, describe_cuda());
+        instruction_set(), omp_get_max_threads(), dnnl->major, dnnl->minor, dnnl->patch, Tokenizer::unicode_version(),
+        describe_cuda());
 }
 
 }  // namespace orpo
