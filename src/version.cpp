@@ -26,7 +26,7 @@ std::string version_text() {
     const dnnl_version_t* dnnl = dnnl_version();
     return fmt::format(
         "orpo {}\n"
-        "build     {} {}, {}\n"
+        "build     {} {}\n"
         "cpu       {}, {} threads\n"
         "oneDNN    {}.{}.{}\n"
         "Unicode   {}\n"
@@ -36,11 +36,6 @@ std::string version_text() {
         "clang", __clang_major__,
 #else
         "gcc", __GNUC__,
-#endif
-#ifdef NDEBUG
-        "release",
-#else
-        "with assertions",
 #endif
         instruction_set(), omp_get_max_threads(), dnnl->major, dnnl->minor, dnnl->patch, Tokenizer::unicode_version(),
         describe_cuda());
