@@ -115,7 +115,7 @@ TEST_CASE("every command has help with examples, every flag of train is in it") 
     CHECK(place.run({}).code == 2);
     const Ran version = place.run({"--version"});
     CHECK(version.code == 0);
-    for (const char* word : {"orpo ", "build", "cpu", "oneDNN", "Unicode", "device"})
+    for (const char* word : {"orpo ", "build", "cpu", "oneDNN", "Unicode", "cuda"})
         CHECK(contains(version.out, word));
 }
 
