@@ -174,3 +174,31 @@ static inline V exp(V x) {
     p = fma(p, r, set1(1.0f));
     return less(x, set1(-87.3f), set1(0.0f), mul(p, pow2(n)));
 }
+
+// 64-bit lanes for integer generators: products of the low halves.
+#if defined(__AVX512F__)
+using Lanes64 = __m512i;
+static inline Lanes64 set64(uint64_t v) { return _mm512_set1_epi64(static_cast<long long>(v)); }
+static inline Lanes64 load64(const uint64_t* p) { return _mm512_loadu_si512(p); }
+static inline void store64(uint64_t* p, Lanes64 x) { _mm512_storeu_si512(p, x); }
+static inline Lanes64 mul64(Lanes64 x, Lanes64 y) { return _mm512_mul_epu32(x, y); }
+static inline Lanes64 xor64(Lanes64 x, Lanes64 y) { return _mm512_xor_si512(x, y); }
+static inline Lanes64 high64(Lanes64 x) { return _mm512_srli_epi64(x, 32); }
+#elif defined(__AVX2__)
+using Lanes64 = __m256i;
+static inline Lanes64 set64(uint64_t v) { return _mm256_set1_epi64x(static_cast<long long>(v)); }
+static inline Lanes64 load64(const uint64_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+static inline void store64(uint64_t* p, Lanes64 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+static inline Lanes64 mul64(Lanes64 x, Lanes64 y) { return _mm256_mul_epu32(x, y); }
+static inline Lanes64 xor64(Lanes64 x, Lanes64 y) { return _mm256_xor_si256(x, y); }
+static inline Lanes64 high64(Lanes64 x) { return _mm256_srli_epi64(x, 32); }
+#else
+using Lanes64 = __m128i;
+static inline Lanes64 set64(uint64_t v) { return _mm_set1_epi64x(static_cast<long long>(v)); }
+static inline Lanes64 load64(const uint64_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+static inline void store64(uint64_t* p, Lanes64 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
+static inline Lanes64 mul64(Lanes64 x, Lanes64 y) { return _mm_mul_epu32(x, y); }
+static inline Lanes64 xor64(Lanes64 x, Lanes64 y) { return _mm_xor_si128(x, y); }
+static inline Lanes64 high64(Lanes64 x) { return _mm_srli_epi64(x, 32); }
+#endif
+static constexpr int kLanes64 = sizeof(Lanes64) / 8;
