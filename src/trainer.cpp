@@ -221,7 +221,8 @@ void Trainer::save() {
 
 double Trainer::estimate_seconds() {
     const auto batch = order_.batch(epoch_, position_);
-    const auto bins = pack(batch, pack_options(batch_totals(batch, options_.objective)));
+    // One pair is enough for a rate, and does not keep anybody waiting.
+    const auto bins = pack(std::span(batch).first(1), pack_options(batch_totals(batch, options_.objective)));
     std::vector<double> logp(bins[0].heads.size());
     double seconds = 0;
     for (int i = 0; i < 2; ++i) {  // the first pass touches memory for the first time

@@ -74,7 +74,7 @@ class Trainer {
     void start(std::span<const float> adapter);
     void restore(const Checkpoint& checkpoint);
 
-    // Seconds that the steps and evaluations ahead will take, from one micro-batch. Leaves no trace.
+    // Seconds that the steps and evaluations ahead will take, from one pair. Leaves no trace.
     double estimate_seconds();
 
     // Until the last step or something ends it: "done", "early stop", "max time", "SIGINT", "SIGTERM".
