@@ -110,13 +110,14 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
 
 // As panel<false, true>; A must have 31 readable rows behind its last one.
 [[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, const float* B, int64_t ldb, float* C,
-                                          int64_t ldc, int n, bool accumulate) {
+                                          int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
     const TileConfig config;
     _tile_loadconfig(&config);
     const int width = n <= 16 ? 16 : 32;
     alignas(64) float edge[32 * 32];
     for (int m = 0; m < M; m += 32) {
         const int rows = M - m < 32 ? M - m : 32;
+        if (ahead.from) ahead.fetch(m / 32, (M + 31) / 32);
         const bool whole = rows == 32 && n == width;
         float* c = whole ? C + m * ldc : edge;
         const int64_t ld = whole ? ldc : 32;
@@ -135,8 +136,8 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
 }
 #else
 static void panel_pairs(int M, int pairs, const float* A, const float* B, int64_t ldb, float* C, int64_t ldc, int n,
-                        bool accumulate) {
-    panel<false, true>(M, pairs, A, 0, B, ldb, C, ldc, n, accumulate);
+                        bool accumulate, const Ahead& ahead = {}) {
+    panel<false, true>(M, pairs, A, 0, B, ldb, C, ldc, n, accumulate, ahead);
 }
 #endif
 
@@ -212,7 +213,16 @@ static void gemm_bf16(const GemmShare& g, float* scratch) {
                 } else {
                     pack_b_columns_pairs(n, kc, g.B + (g.first + n0) * g.ldb + k0, g.ldb, b, width, temp);
                 }
-                panel_pairs(mc, pairs, a, from, width, g.C + m0 * g.ldc + n0, g.ldc, n, g.accumulate || p0 > 0);
+                Ahead ahead;
+                if (packed) {  // the next panel, or the first one of the next block of k
+                    const bool last = n0 + kNR >= g.N;
+                    const int n1 = last ? 0 : n0 + kNR, p1 = last ? p0 + p_step : p0;
+                    const int next = panel_width(g.weight_rows, g.first + n1);
+                    const int count = pairs_all - p1 < p_step ? pairs_all - p1 : p_step;
+                    if (count > 0)
+                        ahead = {g.B + (g.first + n1) * pairs_all + int64_t{p1} * next, 1, count * next / 16, 0};
+                }
+                panel_pairs(mc, pairs, a, from, width, g.C + m0 * g.ldc + n0, g.ldc, n, g.accumulate || p0 > 0, ahead);
             }
         }
         m0 += mc;

@@ -67,15 +67,31 @@ static inline void tile_of(int rows, int K, const float* A, int64_t lda, const f
     }
 }
 
+// What the next panel will read: `chunks` stretches of `lines` cache lines, `step` floats apart. The tiles of this
+// panel ask for it bit by bit, so that it is in L2 when its turn comes.
+struct Ahead {
+    const float* from = nullptr;
+    int chunks = 0, lines = 0;
+    int64_t step = 0;
+
+    // Part `part` of `parts`.
+    void fetch(int part, int parts) const {
+        const int total = chunks * lines, end = static_cast<int>(int64_t{total} * (part + 1) / parts);
+        for (int i = static_cast<int>(int64_t{total} * part / parts); i < end; ++i)
+            __builtin_prefetch(from + (i / lines) * step + (i % lines) * 16, 0, 2);
+    }
+};
+
 // All M rows against one panel of B (K, 16 or kNR columns), of which the first n are columns of C.
 template <bool kCols, bool kPairs = false>
 [[gnu::noinline]] static void panel(int M, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
-                                    int64_t ldc, int n, bool accumulate) {
+                                    int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
     const int width = n <= 16 ? 16 : kNR, blocks = (M + kMR - 1) / kMR;
     float edge[kMR * kNR];  // C where it is narrower than the panel
     for (int b = 0, m = 0; b < blocks; ++b) {
         const int rows = (M - m + blocks - b - 1) / (blocks - b);  // balanced: 14 or 13, never a last one of 1
         const float* a = A + m * (kCols ? 1 : int64_t{kALd});
+        if (ahead.from) ahead.fetch(b, blocks);
         float* c = n == width ? C + m * ldc : edge;
         const int64_t ld = n == width ? ldc : width;
         if (n != width)
@@ -200,6 +216,19 @@ static void pack_turned(int64_t N, int K, const float* packed, int64_t first, in
 static constexpr int kMC = 28 * kMR;  // most rows of A packed at once
 static int64_t gemm_scratch() { return int64_t{kMC} * kALd + int64_t{kKC} * kNR; }
 
+// The weights of the panel at column n0 and row k0 of this share.
+static inline Ahead weights_ahead(const GemmShare& g, int n0, int k0, int kc) {
+    if (k0 >= g.K) return {};
+    if (kc > g.K - k0) kc = g.K - k0;
+    if (g.form == BForm::kPacked) {
+        const int width = panel_width(g.weight_rows, g.first + n0);
+        return {g.B + (g.first + n0) * g.K + int64_t{k0} * width, 1, kc * width / 16, 0};
+    }
+    if (g.form == BForm::kPackedTurned)
+        return {g.B + k0 * g.ldb + (g.first + n0) * kNR, kc / kNR, 2 * kNR, kNR * g.ldb};
+    return {};
+}
+
 static void gemm(const GemmShare& g, float* scratch) {
     float* const a = scratch;
     float* const b = scratch + int64_t{kMC} * kALd;
@@ -238,7 +267,9 @@ static void gemm(const GemmShare& g, float* scratch) {
                                     n, b, width);
                         break;
                 }
-                panel<false>(mc, kc, a, 0, from, ldb, g.C + m0 * g.ldc + n0, g.ldc, n, g.accumulate || k0 > 0);
+                const bool last = n0 + kNR >= g.N;
+                panel<false>(mc, kc, a, 0, from, ldb, g.C + m0 * g.ldc + n0, g.ldc, n, g.accumulate || k0 > 0,
+                             last ? weights_ahead(g, 0, k0 + k_step, k_step) : weights_ahead(g, n0 + kNR, k0, kc));
             }
         }
         m0 += mc;
