@@ -53,7 +53,7 @@ class RandomWeights final : public HostWeights {
 };
 
 // A and B both non-zero: A as PEFT scales it, B of a size that matters.
-inline std::vector<float> random_adapter(const LoraLayout& layout, const std::string& salt) {
+inline std::vector<float> random_adapter(const LoraLayout& layout, const std::string& salt, double b_scale = 0.3) {
     std::vector<float> slot(layout.slot_size());
     for (int l = 0; l < layout.layers(); ++l)
         for (int g = 0; g < kGroups; ++g) {
@@ -64,7 +64,7 @@ inline std::vector<float> random_adapter(const LoraLayout& layout, const std::st
                 for (int64_t i = 0; i < int64_t{layout.R()} * group.in; ++i)
                     slot[a + i] = static_cast<float>(hashed(at + ".A", i) / std::sqrt(group.in));
                 for (int64_t i = 0; i < int64_t{t.out} * layout.R(); ++i)
-                    slot[t.b + i] = static_cast<float>(0.3 * hashed(at + ".B", i));
+                    slot[t.b + i] = static_cast<float>(b_scale * hashed(at + ".B", i));
             }
         }
     return slot;

@@ -1,8 +1,11 @@
 // C (M, N) = A B or C += A B, one thread's share; every product of the backend ends here.
 //
-// Every element of C is a chain of fused multiply-adds over k = 0, 1, 2, ... that begins at 0 (or at C): never split
-// into partial sums, so its bits depend on nothing but its own row of A and column of B: not on threads, tiles, the
-// cache block kKC or the number of rows. Blocking over k only stores the chain and takes it up again.
+// Every element of C is a sum in one order that depends on K alone, so its bits depend on nothing but its own row of A
+// and column of B, not on threads, tiles or the number of rows:
+//   over features  short chains of fused multiply-adds, kChain terms each, begun at 0 and added up in the order of k
+//                  within a block of kKC, then the blocks to C.
+//                  One chain of 1,536 terms would round like sqrt(1536 / 2) last places, these like a quarter of that.
+//   over tokens    (kCols) one chain that begins at C, so that two calls give the bits of one.
 //
 // The register tile is MR rows by 16 NV columns: per k, NV loads of B and MR broadcasts of A feed MR NV fused
 // multiply-adds. AVX-512 holds 14 x 32 (28 of 32 registers), AVX2 6 x 16 (12 of 16), SSE2 3 x 16 (12 of 16).
@@ -17,7 +20,8 @@ static constexpr int kMR = 6, kNV = 1;
 static constexpr int kMR = 3, kNV = 1;
 #endif
 static constexpr int kNR = 16 * kNV;
-static constexpr int kKC = 576;        // rows of B, columns of A in one cache block
+static constexpr int kChain = 96;      // terms summed before they are added to C
+static constexpr int kKC = 576;        // rows of B, columns of A in one cache block: whole chains
 static constexpr int kALd = kKC + 16;  // row distance of packed A: one cache line past a power of two's aliasing
 
 // A of this tile: element (m, k) at A[m * (kCols ? 1 : kALd) + k * (kCols ? lda : 1)].
@@ -31,7 +35,7 @@ template <int MR, int NV, bool kCols, bool kPairs>
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
         for (int j = 0; j < NV; ++j) acc[i][j] = set1(0.0f);
-    if (accumulate) {
+    if (kCols && accumulate) {
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
@@ -49,6 +53,12 @@ template <int MR, int NV, bool kCols, bool kPairs>
         }
         A += kCols ? lda : 1;
         B += ldb;
+    }
+    if (!kCols && accumulate) {
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < NV; ++j) acc[i][j] = add(load(C + i * ldc + 16 * j), acc[i][j]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
@@ -87,23 +97,41 @@ template <bool kCols, bool kPairs = false>
 [[gnu::noinline]] static void panel(int M, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
                                     int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
     const int width = n <= 16 ? 16 : kNR, blocks = (M + kMR - 1) / kMR;
-    float edge[kMR * kNR];  // C where it is narrower than the panel
+    const int chain = kCols ? K : kChain;
+    // Where C is narrower than the panel, and where chains are added up: a column of C's rows may share few cache
+    // lines.
+    float local[kMR * kNR + 16];
+    const bool direct = n == width && K <= chain, onto = accumulate && K <= chain;
     for (int b = 0, m = 0; b < blocks; ++b) {
         const int rows = (M - m + blocks - b - 1) / (blocks - b);  // balanced: 14 or 13, never a last one of 1
         const float* a = A + m * (kCols ? 1 : int64_t{kALd});
         if (ahead.from) ahead.fetch(b, blocks);
-        float* c = n == width ? C + m * ldc : edge;
-        const int64_t ld = n == width ? ldc : width;
-        if (n != width)
+        float* c = direct ? C + m * ldc : local;
+        const int64_t ld = direct ? ldc : width;
+        if (!direct && onto)
             for (int i = 0; i < rows; ++i)
-                for (int j = 0; j < width; ++j) edge[i * width + j] = j < n && accumulate ? C[(m + i) * ldc + j] : 0.0f;
-        if (kNV > 1 && width == 16)
-            tile_of<1, kCols, kPairs>(rows, K, a, lda, B, ldb, c, ld, accumulate);
-        else
-            tile_of<kNV, kCols, kPairs>(rows, K, a, lda, B, ldb, c, ld, accumulate);
-        if (n != width)
-            for (int i = 0; i < rows; ++i)
-                for (int j = 0; j < n; ++j) C[(m + i) * ldc + j] = edge[i * width + j];
+                for (int j = 0; j < width; ++j) local[i * width + j] = j < n ? C[(m + i) * ldc + j] : 0.0f;
+        for (int k = 0; k < K; k += chain) {
+            const int length = K - k < chain ? K - k : chain;
+            const float *ak = a + k * (kCols ? lda : 1), *bk = B + k * ldb;
+            if (kNV > 1 && width == 16)
+                tile_of<1, kCols, kPairs>(rows, length, ak, lda, bk, ldb, c, ld, onto || k > 0);
+            else
+                tile_of<kNV, kCols, kPairs>(rows, length, ak, lda, bk, ldb, c, ld, onto || k > 0);
+        }
+        const bool add_c = accumulate && !onto;
+        for (int i = 0; i < rows && !direct; ++i) {
+            float* to = C + (m + i) * ldc;
+            if (n == width) {
+                for (int j = 0; j < width; j += 16) {
+                    const V sum = load(local + i * width + j);
+                    store(to + j, add_c ? add(load(to + j), sum) : sum);
+                }
+            } else {
+                for (int j = 0; j < n && j < width; ++j)
+                    to[j] = add_c ? to[j] + local[i * width + j] : local[i * width + j];
+            }
+        }
         m += rows;
     }
 }
@@ -233,7 +261,7 @@ static void gemm(const GemmShare& g, float* scratch) {
     float* const a = scratch;
     float* const b = scratch + int64_t{kMC} * kALd;
     const int k_blocks = (g.K + kKC - 1) / kKC;
-    const int k_step = ((g.K + k_blocks - 1) / k_blocks + kNR - 1) / kNR * kNR;
+    const int k_step = ((g.K + k_blocks - 1) / k_blocks + kChain - 1) / kChain * kChain;
     const int m_blocks = (g.M + kMC - 1) / kMC;
     for (int block = 0, m0 = 0; block < m_blocks; ++block) {
         const int mc = (g.M - m0 + m_blocks - block - 1) / (m_blocks - block);

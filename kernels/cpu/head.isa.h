@@ -47,7 +47,8 @@ static void head(const HeadShare& s, float* scratch) {
     constexpr int kRowsHeld = kMC + 32;
     const int C = s.C, units = kPairs ? (C + 31) / 32 * 16 : C;  // elements of a packed row
     const int64_t units_V = kPairs ? (s.V + 31) / 32 * 16 : s.V;
-    const int k_blocks = (units + kKC - 1) / kKC, k_step = ((units + k_blocks - 1) / k_blocks + kNR - 1) / kNR * kNR;
+    const int k_blocks = (units + kKC - 1) / kKC;
+    const int k_step = ((units + k_blocks - 1) / k_blocks + kChain - 1) / kChain * kChain;
     float* const z = scratch + int64_t{kRowsHeld} * kALd * k_blocks;
     float* const rounded = z + int64_t{kRowsHeld} * kALd;  // kPairs: the block's e^(z - m) as pairs
     float* const turned = kPairs ? rounded + int64_t{kRowsHeld} * kALd : rounded;
