@@ -1,5 +1,6 @@
 // orpo train: from a command line to a run directory.
 #include <fmt/format.h>
+#include <malloc.h>
 #include <omp.h>
 
 #include <algorithm>
@@ -179,6 +180,10 @@ RunDirectory open_run(const TrainConfig& config, const std::string& model_name) 
 }
 
 Exit train(Request request, bool dry_run, Call& call) {
+    // Large blocks go back to the system when they are freed; by default glibc learns to keep them, and what loading
+    // and measuring used for a moment would stay on top of the plan.
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 20);
     // What is refused is refused before the model is read.
     if (!dry_run && !request.config.resume && !request.config.out.empty() && io::exists(request.config.out))
         RunDirectory::create(request.config.out);
