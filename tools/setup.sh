@@ -3,7 +3,7 @@
 #   sh tools/setup.sh build   compiler, CMake and the libraries that the program is built from
 #   sh tools/setup.sh model   python3-pip, which fetches the model
 set -eu
-build="g++ cmake ninja-build make libdnnl-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev doctest-dev"
+build="g++ cmake ninja-build make libdnnl-dev ocl-icd-opencl-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev doctest-dev"
 case "${1:-build}" in
     build) packages=$build ;;
     model) packages="python3-minimal python3-pip ca-certificates" ;;
