@@ -11,10 +11,10 @@ namespace orpo::cuda {
 namespace {
 
 constexpr int64_t kAlign = 256;
-constexpr int kHeadChunk = 1024;   // rows whose logits are held: 100 MB in bf16 at SmolLM2's vocabulary
-constexpr int kStagedRows = 256;   // rows of a weight in fp32 on their way to the device
+constexpr int kHeadChunk = 1024;  // rows whose logits are held: 100 MB in bf16 at SmolLM2's vocabulary
+constexpr int kStagedRows = 256;  // rows of a weight in fp32 on their way to the device
 constexpr int kMostSlots = 64;
-constexpr int kFewRows = 4;        // up to here a product reads W once: gemv
+constexpr int kFewRows = 4;  // up to here a product reads W once: gemv
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
@@ -74,9 +74,10 @@ void* Cuda<Store>::take(Category category, const std::string& name, int64_t byte
 
 template <class Store>
 void Cuda<Store>::reserve(const Limits& limits) {
-    if (limits.V % 8 || limits.C % 8 || limits.I % 8 || limits.shape.HS != 64)
+    if (limits.V % 8 || limits.C % 8 || limits.I % 8 || limits.C > 2048 || limits.shape.HS != 64)
         throw Error(Exit::kBadModel,
-                    "the CUDA kernels need a head size of 64 and widths that are multiples of 8; use --device cpu");
+                    "the CUDA kernels need a head size of 64, widths that are multiples of 8 and at most 2048 "
+                    "channels; use --device cpu");
     chunk_ = std::min(kHeadChunk, ladder(std::max(limits.heads, 1), 16));
     logits_ = allocate<T>(Category::kWorkspace, "logits of a chunk", int64_t{chunk_} * limits.V);
     gathered_ = allocate<T>(Category::kWorkspace, "head rows of a chunk", int64_t{chunk_} * limits.C);
@@ -148,8 +149,8 @@ void Cuda<Store>::upload(const MicroBatch& mb, Batch& b) {
     b.runs = b.host->runs;
     query_tiles(b.host->pairs, b.host_queries);
     key_tiles(b.host->pairs, b.host_keys);
-    b.query_tiles = b.key_tiles = few ? static_cast<int>(std::max(b.host_queries.size(), b.host_keys.size()))
-                                      : most_tiles(b.N, b.pairs_n);
+    b.query_tiles = b.key_tiles =
+        few ? static_cast<int>(std::max(b.host_queries.size(), b.host_keys.size())) : most_tiles(b.N, b.pairs_n);
     b.host_queries.resize(static_cast<size_t>(b.query_tiles));
     b.host_keys.resize(static_cast<size_t>(b.key_tiles));
 
@@ -250,7 +251,8 @@ void Cuda<Store>::logits(const Batch& b, int C, const T* n, const Weight& W, flo
         const int rows = std::min(chunk_, b.heads_n - first);
         gather<T>(stream(), rows, C, b.heads + first, n, gathered_);
         float* to = z + int64_t{first} * W.rows;
-        if (rows <= kFewRows) gemv<T, float>(stream(), rows, W.rows, C, gathered_, W.data, to);
+        if (rows <= kFewRows)
+            gemv<T, float>(stream(), rows, W.rows, C, gathered_, W.data, to);
         else
             multiply({false, true, rows, W.rows, C, C, C, W.rows, 1, false, kStore, Number::kFloat}, gathered_, W.data,
                      to);

@@ -52,8 +52,8 @@ __device__ __forceinline__ float inverse_rms(int packs, const Pack<T> (&x)[V], f
 }
 
 template <int V, class T>
-__global__ void __launch_bounds__(32 * kRows) rmsnorm_kernel(int N, int packs, float eps, const T* x, const float* w,
-                                                             T* y, float* r) {
+__global__ void __launch_bounds__(32 * kRows)
+    rmsnorm_kernel(int N, int packs, float eps, const T* x, const float* w, T* y, float* r) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * packs * Pack<T>::n;
@@ -65,8 +65,8 @@ __global__ void __launch_bounds__(32 * kRows) rmsnorm_kernel(int N, int packs, f
 }
 
 template <int V, class T>
-__global__ void __launch_bounds__(32 * kRows) add_rmsnorm_kernel(int N, int packs, float eps, const T* x, const T* d,
-                                                                 const float* w, T* x2, T* y, float* r) {
+__global__ void __launch_bounds__(32 * kRows)
+    add_rmsnorm_kernel(int N, int packs, float eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * packs * Pack<T>::n;
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(32 * kRows) add_rmsnorm_kernel(int N, int pack
 }
 
 template <int V, class T>
-__global__ void __launch_bounds__(32 * kRows) normalize_kernel(int N, int packs, const T* x, const float* w,
-                                                               const float* r, T* y) {
+__global__ void __launch_bounds__(32 * kRows)
+    normalize_kernel(int N, int packs, const T* x, const float* w, const float* r, T* y) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * packs * Pack<T>::n;
@@ -94,9 +94,9 @@ __global__ void __launch_bounds__(32 * kRows) normalize_kernel(int N, int packs,
 }
 
 template <int V, class T>
-__global__ void __launch_bounds__(32 * kRows) rmsnorm_backward_kernel(int N, int packs, const T* dy, const T* x,
-                                                                      const float* w, const float* r, T* dx,
-                                                                      bool accumulate) {
+__global__ void __launch_bounds__(32 * kRows)
+    rmsnorm_backward_kernel(int N, int packs, const T* dy, const T* x, const float* w, const float* r, T* dx,
+                            bool accumulate) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * packs * Pack<T>::n;
@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(32 * kRows) rmsnorm_backward_kernel(int N, int
         xs[v] = load_pack(x + at + i * Pack<T>::n);
         dys[v] = load_pack(dy + at + i * Pack<T>::n);
 #pragma unroll
-        for (int e = 0; e < Pack<T>::n; ++e) dot += to_float(xs[v].v[e]) * w[i * Pack<T>::n + e] * to_float(dys[v].v[e]);
+        for (int e = 0; e < Pack<T>::n; ++e)
+            dot += to_float(xs[v].v[e]) * w[i * Pack<T>::n + e] * to_float(dys[v].v[e]);
     });
     dot = warp_sum(dot);
     const float rn = r[n], pull = dot / static_cast<float>(packs * Pack<T>::n) * rn * rn;
@@ -122,15 +123,22 @@ __global__ void __launch_bounds__(32 * kRows) rmsnorm_backward_kernel(int N, int
     });
 }
 
-// Calls f with the smallest instantiated number of packs a lane that holds a row.
-template <class F>
+// Calls f with the smallest instantiated number of packs a lane that holds a row. 2048 channels are 8 packs of bf16 a
+// lane and 16 of float.
+template <class T, class F>
 void with_packs(int packs, F f) {
-    if (packs <= 32) f(std::integral_constant<int, 1>{});
-    else if (packs <= 96) f(std::integral_constant<int, 3>{});
-    else if (packs <= 128) f(std::integral_constant<int, 4>{});
-    else if (packs <= 160) f(std::integral_constant<int, 5>{});
-    else if (packs <= 256) f(std::integral_constant<int, 8>{});
-    else f(std::integral_constant<int, 16>{});
+    if (packs <= 32)
+        f(std::integral_constant<int, 1>{});
+    else if (packs <= 96)
+        f(std::integral_constant<int, 3>{});
+    else if (packs <= 128)
+        f(std::integral_constant<int, 4>{});
+    else if (packs <= 160)
+        f(std::integral_constant<int, 5>{});
+    else if (packs <= 256)
+        f(std::integral_constant<int, 8>{});
+    else if constexpr (Pack<T>::n == 4)
+        f(std::integral_constant<int, 16>{});
 }
 
 }  // namespace
@@ -139,7 +147,7 @@ template <class T>
 void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w, T* y, float* r) {
     const int packs = C / Pack<T>::n;
     const float e = static_cast<float>(eps);
-    with_packs(packs, [&](auto v) {
+    with_packs<T>(packs, [&](auto v) {
         constexpr int V = decltype(v)::value;
         LAUNCH((rmsnorm_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, packs, e, x, w, y, r);
     });
@@ -149,7 +157,7 @@ void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d
                  float* r) {
     const int packs = C / Pack<T>::n;
     const float e = static_cast<float>(eps);
-    with_packs(packs, [&](auto v) {
+    with_packs<T>(packs, [&](auto v) {
         constexpr int V = decltype(v)::value;
         LAUNCH((add_rmsnorm_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, packs, e, x, d, w,
                x2, y, r);
@@ -158,7 +166,7 @@ void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d
 template <class T>
 void normalize(Stream stream, int N, int C, const T* x, const float* w, const float* r, T* y) {
     const int packs = C / Pack<T>::n;
-    with_packs(packs, [&](auto v) {
+    with_packs<T>(packs, [&](auto v) {
         constexpr int V = decltype(v)::value;
         LAUNCH((normalize_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, packs, x, w, r, y);
     });
@@ -167,17 +175,17 @@ template <class T>
 void rmsnorm_backward(Stream stream, int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
                       bool accumulate) {
     const int packs = C / Pack<T>::n;
-    with_packs(packs, [&](auto v) {
+    with_packs<T>(packs, [&](auto v) {
         constexpr int V = decltype(v)::value;
         LAUNCH((rmsnorm_backward_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, packs, dy, x,
                w, r, dx, accumulate);
     });
 }
 
-#define ORPO_INSTANTIATE(T)                                                                                       \
-    template void rmsnorm(Stream, int, int, double, const T*, const float*, T*, float*);                          \
-    template void add_rmsnorm(Stream, int, int, double, const T*, const T*, const float*, T*, T*, float*);        \
-    template void normalize(Stream, int, int, const T*, const float*, const float*, T*);                          \
+#define ORPO_INSTANTIATE(T)                                                                                \
+    template void rmsnorm(Stream, int, int, double, const T*, const float*, T*, float*);                   \
+    template void add_rmsnorm(Stream, int, int, double, const T*, const T*, const float*, T*, T*, float*); \
+    template void normalize(Stream, int, int, const T*, const float*, const float*, T*);                   \
     template void rmsnorm_backward(Stream, int, int, const T*, const T*, const float*, const float*, T*, bool);
 ORPO_INSTANTIATE(float)
 ORPO_INSTANTIATE(bf16)
