@@ -2,10 +2,11 @@
 #   make              installs what is missing (Debian packages) and builds ./orpo
 #   make quickstart   the same, gets the real 135M model, trains it on data/samples and shows what changed
 #   make test         installs, builds everything and runs every test (with the real model)
+#   make kernel-report   counts what every CUDA kernel asks of memory, and writes docs/kernel-report.md (no GPU needed)
 BUILD ?= build
 JOBS  ?= $(shell nproc)
 
-.PHONY: all orpo quickstart test setup configure clean
+.PHONY: all orpo quickstart test kernel-report setup configure clean
 all: orpo
 
 setup:
@@ -26,6 +27,10 @@ test: orpo
 	@sh tools/fetch_model.sh
 	cmake --build $(BUILD) -j $(JOBS)
 	ctest --test-dir $(BUILD) --output-on-failure
+
+kernel-report: configure
+	cmake --build $(BUILD) -j $(JOBS) --target kernel_report
+	$(BUILD)/tests/simt/kernel_report docs
 
 clean:
 	rm -rf $(BUILD) orpo

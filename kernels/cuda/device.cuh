@@ -47,11 +47,21 @@ struct alignas(16) Pack {
 };
 template <class T>
 __device__ __forceinline__ Pack<T> load_pack(const T* p) {
+#ifdef __CUDACC__
     return *reinterpret_cast<const Pack<T>*>(p);
+#else
+    Pack<T> pack;
+    simt::load_vector(&pack, p, 16);
+    return pack;
+#endif
 }
 template <class T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
+#ifdef __CUDACC__
     *reinterpret_cast<Pack<T>*>(p) = pack;
+#else
+    simt::store_vector(p, &pack, 16);
+#endif
 }
 
 // The block's dynamic shared memory as one struct.

@@ -74,6 +74,7 @@ void prepare(Thread& t) {
     t.sp = sp;
     t.state = State::kReady;
     t.exchanges = 0;
+    t.waits = 0;
     t.commits = 0;
     t.copies.clear();
 }
@@ -177,6 +178,7 @@ void wait(State state, uint32_t mask, int line) {
     m.self->state = state;
     m.self->mask = mask;
     m.self->line = line;
+    ++m.self->waits;
     to_scheduler();
 }
 
@@ -190,12 +192,70 @@ void cp_async(void* to, const void* from, int bytes, bool zero) {
     if (reinterpret_cast<uintptr_t>(to) % bytes || (!zero && reinterpret_cast<uintptr_t>(from) % bytes))
         fail("cp.async: misaligned address");
     Machine& m = machine();
+    if (m.observer) {
+        const void* pc = __builtin_return_address(0);
+        if (!zero) m.observer->access(Observer::Access::kCopyFrom, from, bytes, pc);
+        m.observer->access(Observer::Access::kCopyTo, to, bytes, pc);
+    }
     const AsyncCopy copy{to, from, bytes, m.self->commits, zero};
     const bool now = m.schedule.copies == Copies::kEarly || (m.schedule.copies == Copies::kRandom && m.next_random() % 2);
     if (now) perform(copy);
     // An early copy stays in the list too: it must still be waited for, and lands again at its wait (same bytes unless
     // somebody overwrote the target meanwhile, which is the race to be seen).
     m.self->copies.push_back(copy);
+}
+
+uint4 ldmatrix_x4(const void* row, bool transposed, int line) {
+    const Slot* rows = publish(row, 0xffffffffu, line);
+    if (reinterpret_cast<uintptr_t>(row) % 16) fail("ldmatrix: a row is not 16-byte aligned");
+    if (Observer* o = machine().observer) o->access(Observer::Access::kMatrix, row, 16, __builtin_return_address(0));
+    uint32_t r[4];
+    const int l = lane();
+    for (int m = 0; m < 4; ++m) {
+        uint16_t low, high;
+        if (!transposed) {
+            const auto* p = static_cast<const uint16_t*>(peek<const void*>(rows, m * 8 + l / 4));
+            low = p[2 * (l % 4)], high = p[2 * (l % 4) + 1];
+        } else {
+            low = static_cast<const uint16_t*>(peek<const void*>(rows, m * 8 + 2 * (l % 4)))[l / 4];
+            high = static_cast<const uint16_t*>(peek<const void*>(rows, m * 8 + 2 * (l % 4) + 1))[l / 4];
+        }
+        r[m] = low | static_cast<uint32_t>(high) << 16;
+    }
+    // On a GPU the instruction is over for all lanes at once; a later store by a faster lane must not reach it.
+    publish(0, 0xffffffffu, line);
+    return {r[0], r[1], r[2], r[3]};
+}
+
+void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line) {
+    struct Fragment {
+        uint32_t a[4], b[2];
+    };
+    const Slot* all = publish(Fragment{{a.x, a.y, a.z, a.w}, {b.x, b.y}}, 0xffffffffu, line);
+    if (Observer* o = machine().observer) o->mma();
+    const int group = lane() / 4, in_group = lane() % 4;
+    float rows[2][16], columns[2][16];  // this lane's two rows of a and two columns of b
+    for (int quad = 0; quad < 4; ++quad) {
+        const auto fa = peek<Fragment>(all, group * 4 + quad);
+        for (int e = 0; e < 8; ++e) rows[e / 2 % 2][e / 4 * 8 + 2 * quad + e % 2] = bf16_half(fa.a[e / 2], e % 2);
+        for (int column = 0; column < 2; ++column) {
+            const auto fb = peek<Fragment>(all, (2 * in_group + column) * 4 + quad);
+            for (int e = 0; e < 4; ++e) columns[column][e / 2 * 8 + 2 * quad + e % 2] = bf16_half(fb.b[e / 2], e % 2);
+        }
+    }
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 16; ++k) c[i] += rows[i / 2][k] * columns[i % 2][k];
+}
+
+void load_vector(void* registers, const void* from, int bytes) {
+    if (reinterpret_cast<uintptr_t>(from) % static_cast<uintptr_t>(bytes)) fail("a misaligned vector load");
+    if (Observer* o = machine().observer) o->access(Observer::Access::kLoad, from, bytes, __builtin_return_address(0));
+    std::memcpy(registers, from, static_cast<size_t>(bytes));
+}
+void store_vector(void* to, const void* registers, int bytes) {
+    if (reinterpret_cast<uintptr_t>(to) % static_cast<uintptr_t>(bytes)) fail("a misaligned vector store");
+    if (Observer* o = machine().observer) o->access(Observer::Access::kStore, to, bytes, __builtin_return_address(0));
+    std::memcpy(to, registers, static_cast<size_t>(bytes));
 }
 
 void cp_commit() { ++machine().self->commits; }
@@ -235,10 +295,12 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const 
     }
     gridDim = grid;
     blockDim = block;
+    if (m.observer) m.observer->begin_launch(name, grid, block, shared_bytes);
     const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
     for (uint64_t b = 0; b < blocks; ++b) {
         blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                     static_cast<unsigned>(b / grid.x / grid.y)};
+        if (m.observer && !m.observer->begin_block(blockIdx)) continue;
         for (size_t i = 0; i < n; ++i)
             m.threads[i].id = {static_cast<unsigned>(i % block.x), static_cast<unsigned>(i / block.x % block.y),
                                static_cast<unsigned>(i / block.x / block.y)};
@@ -255,6 +317,7 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const 
 #endif
         m.fault.clear();
         run_block();
+        if (m.observer) m.observer->end_block();
 #ifdef SIMT_ASAN
         __asan_unpoison_memory_region(m.shared_storage.get(), shared_bytes + 128);
 #endif

@@ -43,7 +43,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
 
@@ -133,6 +133,7 @@ struct Thread {
     uint32_t mask = 0;
     int line = 0;
     uint32_t exchanges = 0;
+    uint32_t waits = 0;  // barriers passed, of the block and of the warp
     int commits = 0;
     std::vector<AsyncCopy> copies;
 };
@@ -140,6 +141,21 @@ struct Thread {
 struct Slot {
     alignas(16) unsigned char bytes[64];
     uint32_t exchange;
+};
+
+// Watches a launch from outside (tests/simt/counts.h). Loads and stores of single values do not come this way: a build
+// that counts them has the compiler call __tsan_read4() and its like before each.
+class Observer {
+  public:
+    virtual ~Observer() = default;
+    enum class Access : uint8_t { kLoad, kStore, kCopyFrom, kCopyTo, kMatrix };  // kMatrix: a lane's row of ldmatrix
+    virtual void begin_launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes) = 0;
+    // Whether this block is to run at all. A launch that is only counted may leave out blocks like those it has seen.
+    virtual bool begin_block(uint3 block) = 0;
+    virtual void end_block() = 0;
+    // pc: where in the kernel, for naming the source line.
+    virtual void access(Access access, const void* at, int bytes, const void* pc) = 0;
+    virtual void mma() = 0;  // once a lane
 };
 
 // One live block a process: a test process is single-threaded, ctest runs several.
@@ -153,6 +169,7 @@ struct Machine {
     Thread* self = nullptr;
     const std::function<void()>* body = nullptr;
     const char* kernel = "";
+    Observer* observer = nullptr;
     Schedule schedule;
     uint32_t random = 1;
     long switches = 0;
@@ -222,26 +239,7 @@ void cp_wait(int keep);  // all but the last `keep` groups have arrived
 // ---- ldmatrix and mma -----------------------------------------------------------------------------------------------
 
 // ldmatrix.sync.aligned.m8n8.x4[.trans].shared.b16: lane l gives the address of row l % 8 of matrix l / 8.
-inline uint4 ldmatrix_x4(const void* row, bool transposed, int line) {
-    const Slot* rows = publish(row, 0xffffffffu, line);
-    if (reinterpret_cast<uintptr_t>(row) % 16) fail("ldmatrix: a row is not 16-byte aligned");
-    uint32_t r[4];
-    const int l = lane();
-    for (int m = 0; m < 4; ++m) {
-        uint16_t low, high;
-        if (!transposed) {
-            const auto* p = static_cast<const uint16_t*>(peek<const void*>(rows, m * 8 + l / 4));
-            low = p[2 * (l % 4)], high = p[2 * (l % 4) + 1];
-        } else {
-            low = static_cast<const uint16_t*>(peek<const void*>(rows, m * 8 + 2 * (l % 4)))[l / 4];
-            high = static_cast<const uint16_t*>(peek<const void*>(rows, m * 8 + 2 * (l % 4) + 1))[l / 4];
-        }
-        r[m] = low | static_cast<uint32_t>(high) << 16;
-    }
-    // On a GPU the instruction is over for all lanes at once; a later store by a faster lane must not reach it.
-    publish(0, 0xffffffffu, line);
-    return {r[0], r[1], r[2], r[3]};
-}
+uint4 ldmatrix_x4(const void* row, bool transposed, int line);
 
 // bfloat16, rounded to nearest even as the hardware does.
 inline uint16_t bf16_bits(float f) {
@@ -253,24 +251,13 @@ inline float bf16_half(uint32_t pair, int half) { return __uint_as_float(half ? 
 
 // mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32: c (16, 8) += a (16, 16) b (16, 8). Layouts: PTX ISA, "Matrix
 // fragments for mma.m16n8k16". The sum's order on hardware is unspecified: compare by norms.
-inline void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line) {
-    struct Fragment {
-        uint32_t a[4], b[2];
-    };
-    const Slot* all = publish(Fragment{{a.x, a.y, a.z, a.w}, {b.x, b.y}}, 0xffffffffu, line);
-    const int group = lane() / 4, in_group = lane() % 4;
-    float rows[2][16], columns[2][16];  // this lane's two rows of a and two columns of b
-    for (int quad = 0; quad < 4; ++quad) {
-        const auto fa = peek<Fragment>(all, group * 4 + quad);
-        for (int e = 0; e < 8; ++e) rows[e / 2 % 2][e / 4 * 8 + 2 * quad + e % 2] = bf16_half(fa.a[e / 2], e % 2);
-        for (int column = 0; column < 2; ++column) {
-            const auto fb = peek<Fragment>(all, (2 * in_group + column) * 4 + quad);
-            for (int e = 0; e < 4; ++e) columns[column][e / 2 * 8 + 2 * quad + e % 2] = bf16_half(fb.b[e / 2], e % 2);
-        }
-    }
-    for (int i = 0; i < 4; ++i)
-        for (int k = 0; k < 16; ++k) c[i] += rows[i / 2][k] * columns[i % 2][k];
-}
+void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line);
+
+// ---- vector accesses ------------------------------------------------------------------------------------------------
+
+// One instruction that moves 8 or 16 bytes between memory and a lane's registers; the address must be a multiple of that.
+void load_vector(void* registers, const void* from, int bytes);
+void store_vector(void* to, const void* registers, int bytes);
 
 // Memory that a kernel test lends to a kernel: sentinels on both sides, NaN inside until it is written.
 template <class T>
