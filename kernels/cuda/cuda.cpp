@@ -18,7 +18,8 @@ constexpr int kFewRows = 4;  // up to here a product reads W once: gemv
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// Pads hold positions 0..63 of texts of their own, so that every kernel meets finite numbers and sane indices there.
+// Pads are texts of their own at position 0, so that every kernel meets finite numbers and sane indices there (tables of
+// positions may be short); they have no place in the batch, so that nothing of them goes into a sequence's cache.
 void pad(HostBatch& batch, const MicroBatch& mb, int tokens, int heads, int pairs) {
     MicroBatch padded = mb;
     for (int n = static_cast<int>(mb.ids.size()); n < tokens; n += 64) {
@@ -27,8 +28,8 @@ void pad(HostBatch& batch, const MicroBatch& mb, int tokens, int heads, int pair
         text.begin = n, text.chosen = text.rejected = text.end = end;
         text.slot = mb.pairs.back().slot;
         text.first_head = static_cast<int32_t>(mb.heads.size());
-        text.pair_in_batch = mb.pairs.back().pair_in_batch;
-        for (int i = n; i < end; ++i) padded.ids.push_back(0), padded.positions.push_back(i - n);
+        text.pair_in_batch = -1;
+        for (int i = n; i < end; ++i) padded.ids.push_back(0), padded.positions.push_back(0);
         padded.pairs.push_back(text);
     }
     batch.fill(padded);

@@ -3,6 +3,8 @@
 //   cache_append      K and V heads of qkv -> cache (sequences, capacity, 2, KV, 64)
 //   decode_attention  o = softmax(q K^T / 8) V over the sequence's cache: reads 2 KV 64 elements a cached token
 //   gemv              y = x W^T for a few rows: reads W once, out * in elements; bound by memory
+//
+// Rows that fill up a batch belong to no sequence (mask_pair < 0): they append nothing, and their o is 0.
 #include "kernels/cuda/device.cuh"
 
 namespace orpo::cuda {
@@ -20,6 +22,7 @@ __global__ void cache_append_kernel(int64_t packs, int packs_per_row, int skip, 
     const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (i >= packs) return;
     const int64_t n = i / packs_per_row, c = i % packs_per_row * P;
+    if (mask_pair[n] < 0) return;
     const int64_t row = int64_t{mask_pair[n] / 2} * capacity + positions[n];
     store_pack(cache + row * packs_per_row * P + c, load_pack(qkv + n * width + skip + c));
 }
@@ -36,6 +39,11 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_attention_kernel(int
     Shared& s = shared_memory<Shared>();
     const int n = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), kv_head = head / (H / KV);
     const int lane = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
+    T* to = o + (int64_t{n} * H + head) * 64;
+    if (mask_pair[n] < 0) {  // the whole block leaves
+        if (warp == 0) to[2 * lane] = to[2 * lane + 1] = from_float<T>(0);
+        return;
+    }
     const T* q = qkv + int64_t{n} * (H + 2 * KV) * 64 + head * 64;
     const float q0 = to_float(q[2 * lane]) * 0.125f, q1 = to_float(q[2 * lane + 1]) * 0.125f;
     const T* rows = cache + int64_t{mask_pair[n] / 2} * capacity * 2 * KV * 64 + kv_head * 64;
@@ -63,7 +71,6 @@ __global__ void __launch_bounds__(32 * kDecodeWarps) decode_attention_kernel(int
         out0 += s.out[w][2 * lane] * scale;
         out1 += s.out[w][2 * lane + 1] * scale;
     }
-    T* to = o + (int64_t{n} * H + head) * 64;
     to[2 * lane] = from_float<T>(out0 / total);
     to[2 * lane + 1] = from_float<T>(out1 / total);
 }

@@ -11,8 +11,7 @@ namespace {
 template <class T>
 void check_attention(int H, int KV, const std::vector<Lengths>& lengths) {
     const MicroBatch mb = ragged_batch(lengths, 100);
-    HostBatch batch(static_cast<int>(mb.ids.size()), static_cast<int>(mb.pairs.size()), static_cast<int>(mb.heads.size()));
-    batch.fill(mb);
+    const HostBatch batch = host_batch(mb);
     const size_t N = mb.ids.size(), W = static_cast<size_t>(H + 2 * KV) * 64;
     const HeadShape shape{H, KV, 64};
     const auto qkv = rounded<T>(random_values(N * W, 1)), d_o = rounded<T>(random_values(N * H * 64, 2));
@@ -28,19 +27,23 @@ void check_attention(int H, int KV, const std::vector<Lengths>& lengths) {
     key_tiles(mb.pairs, keys);
     queries.push_back({}), keys.push_back({});  // padding of a captured graph
     CHECK(static_cast<int>(keys.size()) <= most_tiles(static_cast<int>(N), static_cast<int>(lengths.size())) + 1);
-    simt::Guarded<T> gq(stored<T>(qkv)), go(N * H * 64), gd(stored<T>(d_o)), gdq(N * W), go_in(stored<T>(o));
-    simt::Guarded<float> glse(N * H), gdelta(N * H), glse_in(stored<float>(lse));
+    const simt::Guarded<QueryTile> gqueries(queries);
+    const simt::Guarded<KeyTile> gkeys(keys);
+    const simt::Guarded<T> gqkv(stored<T>(qkv)), gd_o(stored<T>(d_o)), go_in(stored<T>(o));
+    const simt::Guarded<float> glse_in(stored<float>(lse));
     under_every_schedule([&] {
-        cuda::attention<T>(nullptr, static_cast<int>(queries.size()), {H, KV}, queries.data(), gq.data(), go.data(),
+        simt::Guarded<T> go(N * H * 64), gdqkv(N * W);
+        simt::Guarded<float> glse(N * H), gdelta(N * H);
+        cuda::attention<T>(nullptr, static_cast<int>(queries.size()), {H, KV}, gqueries.data(), gqkv.data(), go.data(),
                            glse.data());
         CHECK(nmse(widened(go.values()), o) <= tolerance<T>());
         CHECK(nmse(widened(glse.values()), lse) <= tolerance<T>());
         cuda::attention_backward<T>(nullptr, static_cast<int>(N), static_cast<int>(queries.size()),
-                                    static_cast<int>(keys.size()), {H, KV}, queries.data(), keys.data(), gq.data(),
-                                    go_in.data(), glse_in.data(), gd.data(), gdelta.data(), gdq.data());
-        CHECK(nmse(widened(gdq.values()), dqkv) <= tolerance<T>());
+                                    static_cast<int>(keys.size()), {H, KV}, gqueries.data(), gkeys.data(), gqkv.data(),
+                                    go_in.data(), glse_in.data(), gd_o.data(), gdelta.data(), gdqkv.data());
+        CHECK(nmse(widened(gdqkv.values()), dqkv) <= tolerance<T>());
+        CHECK((go.intact() && glse.intact() && gdqkv.intact() && gdelta.intact()));
     });
-    CHECK((go.intact() && glse.intact() && gdq.intact() && gdelta.intact()));
 }
 
 }  // namespace

@@ -1,9 +1,20 @@
-// What the kernel tests share: random values, comparison by norm that fails on NaN, and batches of ragged pairs.
+// What the kernel tests share: random values, comparisons that fail on NaN, and batches of ragged pairs.
+//
+// A test makes its inputs once and its outputs anew in every schedule, so that what one schedule wrote never hides what
+// the next one left out:
+//     const simt::Guarded<T> x(stored<T>(values));            // NaN around it
+//     under_every_schedule([&] {
+//         simt::Guarded<T> y(n);                               // NaN inside, sentinels around it
+//         cuda::operation<T>(nullptr, ..., x.data(), y.data());
+//         check_elements(y, expected);
+//     });
 #pragma once
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <vector>
 
@@ -35,6 +46,7 @@ std::vector<double> widened(const std::vector<T>& values) {
     for (size_t i = 0; i < values.size(); ++i) out[i] = to_float(values[i]);
     return out;
 }
+inline std::vector<double> widened(const std::vector<double>& values) { return values; }
 // What a kernel that stores T is given: the values after rounding.
 template <class T>
 std::vector<double> rounded(const std::vector<double>& values) {
@@ -54,6 +66,35 @@ inline double nmse(const std::vector<double>& a, const std::vector<double>& b) {
 template <class T>
 constexpr double tolerance() {  // NMSE
     return sizeof(T) == 2 ? 2e-5 : 1e-10;
+}
+
+// The largest |a - b| / (|b| + floor): no single element may be off. NaN or infinity anywhere gives infinity.
+inline double worst(const std::vector<double>& a, const std::vector<double>& b, double floor = 0.1) {
+    REQUIRE(a.size() == b.size());
+    double error = 0;
+    for (size_t i = 0; i < a.size(); ++i) {
+        if (!std::isfinite(a[i]) || !std::isfinite(b[i])) return INFINITY;
+        error = std::max(error, std::abs(a[i] - b[i]) / (std::abs(b[i]) + floor));
+    }
+    return error;
+}
+// For values that are computed in fp32 and rounded once: half an ulp of T, and what fp32 loses.
+template <class T>
+constexpr double element_tolerance() {
+    return sizeof(T) == 2 ? 1.0 / 256 : 1e-5;
+}
+template <class T>
+void check_elements(const simt::Guarded<T>& got, const std::vector<double>& expected,
+                    double most = element_tolerance<T>()) {
+    CHECK(worst(widened(got.values()), expected) <= most);
+    CHECK(got.intact());
+}
+// Bit for bit, NaN included: moved values, and memory that a kernel had to leave alone.
+template <class T>
+void check_bits(const simt::Guarded<T>& got, const std::vector<T>& expected) {
+    REQUIRE(got.size() == expected.size());
+    CHECK(std::memcmp(got.data(), expected.data(), expected.size() * sizeof(T)) == 0);
+    CHECK(got.intact());
 }
 
 // Runs `body` under every schedule.
@@ -97,6 +138,13 @@ inline MicroBatch ragged_batch(const std::vector<Lengths>& lengths, int V) {
         mb.pairs.push_back(p);
     }
     return mb;
+}
+
+inline HostBatch host_batch(const MicroBatch& mb) {
+    HostBatch batch(static_cast<int>(mb.ids.size()), static_cast<int>(mb.pairs.size()),
+                    static_cast<int>(mb.heads.size()));
+    batch.fill(mb);
+    return batch;
 }
 
 }  // namespace orpo::cuda

@@ -259,15 +259,17 @@ void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line);
 void load_vector(void* registers, const void* from, int bytes);
 void store_vector(void* to, const void* registers, int bytes);
 
-// Memory that a kernel test lends to a kernel: sentinels on both sides, NaN inside until it is written.
+// Memory that a kernel test lends to a kernel. Without values: NaN inside until it is written, sentinels on both sides.
+// With values: NaN on both sides, so that what is read out of range spoils the result.
 template <class T>
 class Guarded {
   public:
-    explicit Guarded(size_t n) : n_(n), bytes_(n * sizeof(T) + 2 * kGuard, 0xFF) {
-        std::memset(bytes_.data(), 0xA5, kGuard);
-        std::memset(bytes_.data() + kGuard + n * sizeof(T), 0xA5, kGuard);
+    explicit Guarded(size_t n) : n_(n), guard_(0xA5), bytes_(n * sizeof(T) + 2 * kGuard, 0xFF) {
+        std::memset(bytes_.data(), guard_, kGuard);
+        std::memset(bytes_.data() + kGuard + n * sizeof(T), guard_, kGuard);
     }
-    explicit Guarded(const std::vector<T>& values) : Guarded(values.size()) {
+    explicit Guarded(const std::vector<T>& values)
+        : n_(values.size()), guard_(0xFF), bytes_(n_ * sizeof(T) + 2 * kGuard, 0xFF) {
         if (n_) std::memcpy(static_cast<void*>(data()), values.data(), n_ * sizeof(T));
     }
     T* data() { return reinterpret_cast<T*>(bytes_.data() + kGuard); }
@@ -278,13 +280,14 @@ class Guarded {
     // Nothing was written before or behind.
     bool intact() const {
         for (size_t i = 0; i < kGuard; ++i)
-            if (bytes_[i] != 0xA5 || bytes_[kGuard + n_ * sizeof(T) + i] != 0xA5) return false;
+            if (bytes_[i] != guard_ || bytes_[kGuard + n_ * sizeof(T) + i] != guard_) return false;
         return true;
     }
 
   private:
     static constexpr size_t kGuard = 256;
     size_t n_;
+    unsigned char guard_;
     std::vector<unsigned char> bytes_;
 };
 

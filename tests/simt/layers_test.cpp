@@ -1,0 +1,194 @@
+// Every layer kernel but attention against the reference in double: ragged shapes and SmolLM2's own.
+#include <array>
+#include <utility>
+
+#include "kernels/reference/reference.h"
+#include "kernels/rope_table.h"
+#include "tests/simt/kernel_case.h"
+
+using namespace orpo;
+using namespace orpo::cuda;
+
+namespace {
+
+// (N, C): one pack, ragged warps and blocks, every number of packs a lane, SmolLM2's widths.
+const std::vector<std::pair<int, int>> kShapes = {{1, 8},   {9, 24},  {5, 264},  {3, 496},
+                                                  {4, 576}, {2, 960}, {3, 1240}, {5, 2048}};
+const std::vector<Heads> kHeads = {{1, 1}, {3, 1}, {9, 3}, {15, 5}, {32, 32}};
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("embed: rows of the vocabulary's 49152", T, float, bf16) {
+    for (const auto& [V, C] : {std::pair{49152, 8}, {7, 24}, {40, 576}, {30, 960}, {20, 2048}}) {
+        const auto E = stored<T>(random_values(static_cast<size_t>(V) * C, 1));
+        const std::vector<int32_t> ids = {V - 1, 0, V / 2, V - 1, 3};
+        std::vector<T> expected;
+        for (const int id : ids) expected.insert(expected.end(), E.begin() + int64_t{id} * C, E.begin() + int64_t{id} * C + C);
+        const simt::Guarded<T> table(E);
+        const simt::Guarded<int32_t> wanted(ids);
+        under_every_schedule([&] {
+            simt::Guarded<T> x(ids.size() * C);
+            cuda::embed<T>(nullptr, static_cast<int>(ids.size()), C, wanted.data(), table.data(), x.data());
+            check_bits(x, expected);
+        });
+    }
+}
+
+TEST_CASE_TEMPLATE("gather: the rows that the head scores", T, float, bf16) {
+    for (const int C : {8, 264, 576, 960, 2048}) {
+        const auto x = stored<T>(random_values(11 * static_cast<size_t>(C), 1));
+        std::vector<HeadRow> rows(5);
+        std::vector<T> expected;
+        for (size_t i = 0; i < rows.size(); ++i) {
+            rows[i].row = std::array{10, 0, 10, 4, 9}[i];
+            expected.insert(expected.end(), x.begin() + int64_t{rows[i].row} * C, x.begin() + int64_t{rows[i].row + 1} * C);
+        }
+        const simt::Guarded<T> from(x);
+        const simt::Guarded<HeadRow> wanted(rows);
+        under_every_schedule([&] {
+            simt::Guarded<T> to(rows.size() * C);
+            cuda::gather<T>(nullptr, static_cast<int>(rows.size()), C, wanted.data(), from.data(), to.data());
+            check_bits(to, expected);
+        });
+    }
+}
+
+TEST_CASE_TEMPLATE("cast: any length", T, float, bf16) {
+    for (const size_t n : {1, 7, 8, 9, 255, 2047, 2048, 2049, 5003}) {
+        const auto values = rounded<float>(random_values(n, 1));
+        const simt::Guarded<float> x(stored<float>(values));
+        under_every_schedule([&] {
+            simt::Guarded<T> y(n);
+            cuda::cast<T>(nullptr, static_cast<int64_t>(n), x.data(), y.data());
+            check_bits(y, stored<T>(values));
+        });
+    }
+}
+
+TEST_CASE_TEMPLATE("rmsnorm, add_rmsnorm, normalize, rmsnorm_backward", T, float, bf16) {
+    Reference<double> reference;
+    for (const auto& [N, C] : kShapes) {
+        CAPTURE(C);
+        const size_t n = static_cast<size_t>(N) * C;
+        const double eps = 1e-5;
+        const auto x = rounded<T>(random_values(n, 1)), d = rounded<T>(random_values(n, 2)),
+                   dy = rounded<T>(random_values(n, 3)), dx0 = rounded<T>(random_values(n, 4));
+        const auto w = rounded<float>(random_values(C, 5));
+        std::vector<double> y(n), r(N), sum(n), sum_y(n), sum_r(N), dx(n), added = dx0;
+        reference.rmsnorm(N, C, eps, x.data(), w.data(), y.data(), r.data());
+        for (size_t i = 0; i < n; ++i) sum[i] = x[i] + d[i];
+        sum = rounded<T>(sum);
+        reference.rmsnorm(N, C, eps, sum.data(), w.data(), sum_y.data(), sum_r.data());
+        const auto r_in = rounded<float>(r);
+        reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), dx.data(), false);
+        reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), added.data(), true);
+
+        const simt::Guarded<T> gx(stored<T>(x)), gd(stored<T>(d)), gdy(stored<T>(dy));
+        const simt::Guarded<float> gw(stored<float>(w)), gr_in(stored<float>(r));
+        under_every_schedule([&] {
+            simt::Guarded<T> gy(n), gnormed(n), gdx(n), gadded(stored<T>(dx0));
+            simt::Guarded<float> gr(N), gsum_r(N);
+            cuda::rmsnorm<T>(nullptr, N, C, eps, gx.data(), gw.data(), gy.data(), gr.data());
+            check_elements(gy, y);
+            check_elements(gr, r);
+            cuda::normalize<T>(nullptr, N, C, gx.data(), gw.data(), gr_in.data(), gnormed.data());
+            check_elements(gnormed, y);
+            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), false);
+            check_elements(gdx, dx);
+            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gadded.data(), true);
+            check_elements(gadded, added);
+            simt::Guarded<T> gsum(n), gsum_y(n), in_place(stored<T>(x)), d_in_place(stored<T>(d));
+            cuda::add_rmsnorm<T>(nullptr, N, C, eps, gx.data(), gd.data(), gw.data(), gsum.data(), gsum_y.data(),
+                                 gsum_r.data());
+            check_bits(gsum, stored<T>(sum));
+            check_elements(gsum_y, sum_y);
+            check_elements(gsum_r, sum_r);
+            // As the transformer calls it: x2 over x, y over d.
+            cuda::add_rmsnorm<T>(nullptr, N, C, eps, in_place.data(), d_in_place.data(), gw.data(), in_place.data(),
+                                 d_in_place.data(), gsum_r.data());
+            check_bits(in_place, stored<T>(sum));
+            check_bits(d_in_place, gsum_y.values());
+        });
+    }
+}
+
+TEST_CASE_TEMPLATE("rope: forward and back, key/value heads of v untouched", T, float, bf16) {
+    const MicroBatch mb = ragged_batch({{5, 3, 4}, {1, 1, 1}, {2, 9, 0}}, 50);
+    const HostBatch batch = host_batch(mb);
+    const int N = batch.N, positions = 14;
+    const auto table = rope_table<double>(positions, 64, 100000);
+    const simt::Guarded<float> gtable(stored<float>(table));
+    const simt::Guarded<int32_t> gpositions(mb.positions);
+    Reference<double> reference;
+    for (const Heads& heads : kHeads)
+        for (const int sign : {1, -1}) {
+            const HeadShape shape{heads.H, heads.KV, 64};
+            const auto qkv = rounded<T>(random_values(static_cast<size_t>(N) * shape.width(), 1));
+            std::vector<double> expected = qkv;
+            reference.rope(batch, shape, table.data(), sign, expected.data());
+            under_every_schedule([&] {
+                simt::Guarded<T> got(stored<T>(qkv));
+                cuda::rope<T>(nullptr, N, heads, gpositions.data(), gtable.data(), sign, got.data());
+                check_elements(got, expected);
+                const int v = (heads.H + heads.KV) * 64, width = shape.width();
+                bool same = true;
+                for (int64_t n = 0; n < N; ++n)
+                    for (int c = v; c < width; ++c) same &= to_float(got[n * width + c]) == qkv[n * width + c];
+                CHECK(same);
+            });
+        }
+}
+
+TEST_CASE_TEMPLATE("swiglu and its backward, in place", T, float, bf16) {
+    Reference<double> reference;
+    for (const auto& [N, I] : {std::pair{1, 8}, {7, 40}, {3, 344}, {2, 1536}, {2, 2560}, {1, 8192}}) {
+        const size_t n = static_cast<size_t>(N) * I;
+        // Far into both tails of the sigmoid.
+        const auto gu = rounded<T>(random_values(2 * n, 1, 8)), dh = rounded<T>(random_values(n, 2));
+        std::vector<double> h(n), dgu = gu;
+        reference.swiglu(N, I, gu.data(), h.data());
+        reference.swiglu_backward(N, I, dh.data(), dgu.data());
+        const simt::Guarded<T> in(stored<T>(gu)), gdh(stored<T>(dh));
+        under_every_schedule([&] {
+            simt::Guarded<T> gh(n), gdgu(stored<T>(gu));
+            cuda::swiglu<T>(nullptr, N, I, in.data(), gh.data());
+            check_elements(gh, h);
+            cuda::swiglu_backward<T>(nullptr, N, I, gdh.data(), gdgu.data());
+            check_elements(gdgu, dgu);
+        });
+    }
+}
+
+TEST_CASE_TEMPLATE("dropout and dropout_add: the reference's masks, and no row outside the range", T, float, bf16) {
+    const MicroBatch mb = ragged_batch({{5, 3, 4}, {1, 2, 1}, {3, 0, 0}}, 50);
+    const HostBatch batch = host_batch(mb);
+    const simt::Guarded<BatchScalars> scalars({BatchScalars{mb.dropout_key, mb.step}});
+    const simt::Guarded<int32_t> mask_pair(batch.mask_pair), positions(batch.positions);
+    Reference<double> reference;
+    for (const auto& [first, rows, C, p] :
+         {std::tuple{0, 19, 24, 0.5}, {3, 9, 8, 0.25}, {18, 1, 576, 0.1}, {5, 2, 960, 0.05}, {2, 2, 2048, 0.999}}) {
+        const size_t n = static_cast<size_t>(batch.N) * C;
+        const auto x = rounded<T>(random_values(n, 1)), dx = rounded<T>(random_values(n, 2));
+        std::vector<double> y(n, NAN), sum = dx;
+        reference.dropout(batch, first, rows, C, p, 9, x.data(), y.data());
+        reference.dropout_add(batch, first, rows, C, p, 9, x.data(), sum.data());
+        const auto within = [&, first = first, rows = rows, C = C](const std::vector<double>& all) {
+            return std::vector<double>(all.begin() + int64_t{first} * C, all.begin() + int64_t{first + rows} * C);
+        };
+        const simt::Guarded<T> gx(stored<T>(x));
+        under_every_schedule([&, first = first, rows = rows, C = C, p = p] {
+            simt::Guarded<T> gy(n), gsum(stored<T>(dx));
+            cuda::dropout<T>(nullptr, first, rows, C, p, 9, scalars.data(), mask_pair.data(), positions.data(), gx.data(),
+                             gy.data());
+            const auto got = widened(gy.values());
+            CHECK(worst(within(got), within(y)) <= element_tolerance<T>());
+            bool right = true;  // dropped exactly where the reference drops, NaN left where no row was asked for
+            for (size_t i = 0; i < n; ++i) right &= (got[i] == 0) == (y[i] == 0) && std::isnan(got[i]) == std::isnan(y[i]);
+            CHECK(right);
+            CHECK(gy.intact());
+            cuda::dropout_add<T>(nullptr, first, rows, C, p, 9, scalars.data(), mask_pair.data(), positions.data(),
+                                 gx.data(), gsum.data());
+            check_elements(gsum, sum);
+        });
+    }
+}
