@@ -45,15 +45,28 @@ std::string fault_text(const RowFile& file, const RowSlice& slice, const RowFaul
     return where + ": " + fault.what();
 }
 
+Rendered render(const Row& row, const Tokenizer& tokenizer, const EndTokens& ends, const DataOptions& options) {
+    switch (options.semantics) {
+        case Semantics::kOrpo:
+            return render_row(row, options.chat_template, options.special);
+        case Semantics::kTrl:
+            return render_row_trl(row, options.chat_template);
+        case Semantics::kPaper:
+            return render_row_paper(row, options.chat_template, tokenizer.token_bytes(ends.eos));
+        case Semantics::kLlamaFactory:
+            return render_row_llamafactory(row, options.chat_template);
+    }
+    ORPO_CHECK(false);
+    return {};
+}
+
 RowResult read_row(const RowFile& file, const RowSlice& slice, const Tokenizer& tokenizer, const EndTokens& ends,
                    const RowShape& shape, const DataOptions& options, simdjson::dom::parser& parser,
                    std::set<std::string>& ignored) {
     RowResult result;
     try {
         const Row row = parse_row(file.text(slice), shape, parser, ignored);
-        const Rendered rendered = options.semantics == Semantics::kTrl
-                                      ? render_row_trl(row, options.chat_template)
-                                      : render_row(row, options.chat_template, options.special);
+        const Rendered rendered = render(row, tokenizer, ends, options);
         if (rendered.drop) {
             result.row.drop = true;
         } else {
@@ -77,7 +90,7 @@ std::string advice(const DataOptions& options) {
 std::vector<RowResult> read_rows(const RowFile& file, const Tokenizer& tokenizer, const DataOptions& options,
                                  std::set<std::string>& ignored) {
     const EndTokens ends(tokenizer);
-    const RowShape shape{options.columns, options.semantics == Semantics::kTrl};
+    const RowShape shape{options.columns, options.semantics == Semantics::kTrl, options.semantics == Semantics::kPaper};
     std::vector<RowResult> results(file.rows.size());
     std::atomic<size_t> next{0};
     constexpr size_t kChunk = 64;

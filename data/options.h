@@ -14,9 +14,11 @@ namespace orpo {
 //  - kOrpo: right text, i.e. chat turns where the model knows them, one end-of-turn token an answer, answers stay
 //  alive;
 //  - kTrl: TRL 1.16 to the last token;
-//  - kPaper: the authors' code, which leaves out prompts of 256 tokens or more, keeps the newline behind an answer, and
-//    cuts ends;
-//  - kLlamaFactory: prompt and answer tokenised apart, both cut in proportion, the prompt keeping its start.
+//  - kPaper: the authors' code (xfactlab/orpo), which leaves out prompts of 256 tokens or more, keeps what the template
+//    writes behind an answer, and cuts ends;
+//  - kLlamaFactory: LLaMA-Factory with no template named: every message tokenised apart, what the template writes
+//  behind
+//    an answer kept, prompt and answer cut in proportion, the prompt keeping its start.
 enum class Semantics { kOrpo, kTrl, kPaper, kLlamaFactory };
 // What happens to a pair that is longer than max_length: cut to fit, left out, or an Error(kBadData).
 enum class Truncation { kFit, kDrop, kError };

@@ -11,6 +11,7 @@ namespace {
 // Does the NLL count a chosen-side target (a prompt token from the second on, or a token of the chosen answer)?
 bool in_nll(const Objective& o, bool response, int32_t target) {
     if (o.semantics == Semantics::kPaper && target == o.eos) return false;
+    if (o.semantics == Semantics::kPaper && o.nll_scope == NllScope::kResponse && target == 0) return false;
     return response || (o.nll_scope == NllScope::kFull && o.semantics != Semantics::kLlamaFactory);
 }
 

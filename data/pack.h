@@ -19,7 +19,8 @@ enum class NllScope { kFull, kResponse };
 // with what weight:
 //   orpo, trl      NLL pooled over the batch's tokens; odds over response tokens
 //   paper          the same, but no end-of-turn target anywhere in the NLL (the authors pad with it and mask padding),
-//                  and the odds' means count one token more: the first padding after an answer, where there is room
+//                  and the odds' means count one token more: the first padding after an answer, where there is room;
+//                  scope response: no target of id 0 either (there, masking goes through zeros)
 //   llamafactory   NLL is the mean over pairs of the mean over the chosen response; the scope is always the response
 struct Objective {
     Semantics semantics = Semantics::kOrpo;

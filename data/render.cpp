@@ -7,8 +7,6 @@
 namespace orpo {
 namespace {
 
-constexpr std::string_view kDocumentEnd = "<|endoftext|>";
-
 bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f'; }
 bool is_blank(std::string_view text) { return std::all_of(text.begin(), text.end(), is_space); }
 
@@ -54,49 +52,6 @@ void take_off_prompt(std::vector<Message>& answer, const std::vector<Message>& p
         answer.erase(answer.begin(), answer.begin() + static_cast<std::ptrdiff_t>(prompt.size()));
         remarks.add(Remark::kPromptRemoved);
     }
-}
-
-struct Conversation {
-    std::vector<Message> prompt, chosen, rejected;
-};
-
-// The messages of prompt and answers, from whatever mixture of strings and lists the row has.
-Conversation conversation_of(const Row& row, Remarks& remarks) {
-    Conversation c;
-    const auto answer = [](const Field& field) {
-        return field.kind == Field::Kind::kText ? std::vector<Message>{{"assistant", field.text}} : field.messages;
-    };
-    c.chosen = answer(row.chosen);
-    c.rejected = answer(row.rejected);
-    const bool only_answers = c.chosen[0].role == "assistant" && c.rejected[0].role == "assistant";
-    if (row.prompt.kind == Field::Kind::kMessages) {
-        c.prompt = row.prompt.messages;
-        take_off_prompt(c.chosen, c.prompt, remarks);
-        take_off_prompt(c.rejected, c.prompt, remarks);
-    } else if (row.prompt.kind == Field::Kind::kText && only_answers) {
-        c.prompt = {{"user", row.prompt.text}};
-    } else {
-        const size_t shorter = std::min(c.chosen.size(), c.rejected.size());
-        size_t shared = common_messages(c.chosen, c.rejected);
-        if (shared == shorter) {  // the last shared turn must stay in both, or one answer would be nothing
-            if (c.chosen.size() != c.rejected.size()) remarks.add(Remark::kNeverDiverges);
-            --shared;
-        }
-        if (shared == 0)
-            throw RowFault("chosen[0]", "chosen and rejected share no first message, so there is no common prompt");
-        c.prompt.assign(c.chosen.begin(), c.chosen.begin() + static_cast<std::ptrdiff_t>(shared));
-        c.chosen.erase(c.chosen.begin(), c.chosen.begin() + static_cast<std::ptrdiff_t>(shared));
-        c.rejected.erase(c.rejected.begin(), c.rejected.begin() + static_cast<std::ptrdiff_t>(shared));
-        if (row.prompt.kind == Field::Kind::kText) {
-            const std::string* user = last_user(c.prompt);
-            if (user == nullptr || *user != row.prompt.text) remarks.add(Remark::kPromptIgnored);
-        }
-    }
-    if (!row.system.empty() && c.prompt[0].role != "system") {
-        c.prompt.insert(c.prompt.begin(), {"system", row.system});
-        remarks.add(Remark::kSystemUsed);
-    }
-    return c;
 }
 
 enum class Join { kAnswer, kContinue, kTurns };
@@ -227,6 +182,44 @@ size_t common_messages(const std::vector<Message>& a, const std::vector<Message>
     size_t n = 0;
     while (n < std::min(a.size(), b.size()) && a[n] == b[n]) ++n;
     return n;
+}
+
+Conversation conversation_of(const Row& row, Remarks& remarks) {
+    Conversation c;
+    const auto answer = [](const Field& field) {
+        return field.kind == Field::Kind::kText ? std::vector<Message>{{"assistant", field.text}} : field.messages;
+    };
+    c.chosen = answer(row.chosen);
+    c.rejected = answer(row.rejected);
+    const bool only_answers = c.chosen[0].role == "assistant" && c.rejected[0].role == "assistant";
+    if (row.prompt.kind == Field::Kind::kMessages) {
+        c.prompt = row.prompt.messages;
+        take_off_prompt(c.chosen, c.prompt, remarks);
+        take_off_prompt(c.rejected, c.prompt, remarks);
+    } else if (row.prompt.kind == Field::Kind::kText && only_answers) {
+        c.prompt = {{"user", row.prompt.text}};
+    } else {
+        const size_t shorter = std::min(c.chosen.size(), c.rejected.size());
+        size_t shared = common_messages(c.chosen, c.rejected);
+        if (shared == shorter) {  // the last shared turn must stay in both, or one answer would be nothing
+            if (c.chosen.size() != c.rejected.size()) remarks.add(Remark::kNeverDiverges);
+            --shared;
+        }
+        if (shared == 0)
+            throw RowFault("chosen[0]", "chosen and rejected share no first message, so there is no common prompt");
+        c.prompt.assign(c.chosen.begin(), c.chosen.begin() + static_cast<std::ptrdiff_t>(shared));
+        c.chosen.erase(c.chosen.begin(), c.chosen.begin() + static_cast<std::ptrdiff_t>(shared));
+        c.rejected.erase(c.rejected.begin(), c.rejected.begin() + static_cast<std::ptrdiff_t>(shared));
+        if (row.prompt.kind == Field::Kind::kText) {
+            const std::string* user = last_user(c.prompt);
+            if (user == nullptr || *user != row.prompt.text) remarks.add(Remark::kPromptIgnored);
+        }
+    }
+    if (!row.system.empty() && c.prompt[0].role != "system") {
+        c.prompt.insert(c.prompt.begin(), {"system", row.system});
+        remarks.add(Remark::kSystemUsed);
+    }
+    return c;
 }
 
 Text render_conversation(ChatTemplate kind, const std::vector<Message>& messages, Ending ending, size_t* last_header) {

@@ -170,7 +170,7 @@ Row parse_openai(Columns& columns) {
 void alpaca_prompt(Columns& columns, Row& row) {
     std::string text = columns.text("instruction");
     const std::string input = columns.text("input");
-    if (!input.empty()) text += "\n" + input;
+    if (!input.empty()) text += (text.empty() ? "" : "\n") + input;
     const element* history = columns.find("history");
     simdjson::dom::array turns;
     if (history == nullptr || (!history->get_array().get(turns) && turns.size() == 0)) {
@@ -203,7 +203,7 @@ void require_answer(const Field& field, const std::string& column) {
 Row parse_object(const Members& members, const RowShape& shape, std::set<std::string>& ignored) {
     Columns columns(members, shape);
     Row row;
-    const bool other_shapes = shape.columns.empty() && !shape.only_trl;
+    const bool other_shapes = shape.columns.empty() && !shape.only_trl && !shape.only_paper;
     if (other_shapes && columns.has("preferred_output") && columns.has("non_preferred_output") &&
         columns.has("input")) {
         row = parse_openai(columns);
@@ -218,7 +218,13 @@ Row parse_object(const Members& members, const RowShape& shape, std::set<std::st
     if (columns.mapped("prompt") && row.prompt.kind == Field::Kind::kNone)
         throw RowFault(columns.name("prompt"), "missing or null, though --map names it as the prompt");
     const bool text_answers = row.chosen.kind == Field::Kind::kText;
-    if (!shape.only_trl || columns.mapped("system")) row.system = columns.text(columns.name("system"));
+    if ((!shape.only_trl && !shape.only_paper) || columns.mapped("system"))
+        row.system = columns.text(columns.name("system"));
+    for (const char* column : {"question", "instruction"})
+        if (shape.only_paper && shape.columns.empty() && text_answers && columns.has(column)) {
+            row.prompt.kind = Field::Kind::kText;
+            row.prompt.text = columns.text(column);
+        }
     if (other_shapes && row.prompt.kind == Field::Kind::kNone) {
         if (columns.has("conversations")) {
             row.prompt.kind = Field::Kind::kMessages;

@@ -52,6 +52,7 @@ struct RowFault : std::runtime_error {
 struct RowShape {
     std::map<std::string, std::string> columns;  // our field -> the file's column
     bool only_trl = false;                       // only prompt, chosen and rejected count, as in TRL
+    bool only_paper = false;                     // only instruction, question (or prompt), chosen and rejected
 };
 
 // `text`: one JSON object, followed in memory by RowFile::kPadding readable bytes. Throws RowFault.

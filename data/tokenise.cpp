@@ -46,7 +46,7 @@ class Encoder {
     }
     static std::string_view template_token(const Text& text, size_t at, size_t end) {
         if (text.text[at] != '<') return {};
-        for (const std::string_view token : {kTurnStart, kTurnEnd})
+        for (const std::string_view token : {kTurnStart, kTurnEnd, kDocumentEnd})
             if (at + token.size() <= end && text.text.compare(at, token.size(), token) == 0 && !own(text, at))
                 return token;
         return {};
@@ -157,8 +157,7 @@ Tokenised tokenise_trl(const Rendered& row, Encoder& encoder, const EndTokens& e
             throw RowFault("prompt", "the prompt alone has " + std::to_string(s->prompt) +
                                          " tokens, which leaves no room "
                                          "for an answer in max-length " +
-                                         std::to_string(limit) +
-                                         " under --semantics trl; raise --max-length");
+                                         std::to_string(limit) + " under --semantics trl; raise --max-length");
         out.tokens_cut += static_cast<int64_t>(s->ids.size() - limit);
         s->ids.resize(limit);
         out.remarks.add(s == &chosen ? Remark::kChosenCut : Remark::kRejectedCut);
@@ -167,41 +166,51 @@ Tokenised tokenise_trl(const Rendered& row, Encoder& encoder, const EndTokens& e
     return out;
 }
 
-// The authors' code tokenises rendered conversations whole, <|im_end|> and newline included, and cuts ends beyond
-// max_length. The padding token that it scores after an answer is the loss's affair (data/pack.h).
+// The authors' code tokenises the prompt and both rendered conversations, each as one text, and cuts ends beyond
+// max_length. The first so many tokens of a conversation as the prompt has count as prompt, whatever they are. The
+// padding token that it scores after an answer is the loss's affair (data/pack.h).
 Tokenised tokenise_paper(const Rendered& row, Encoder& encoder, const EndTokens& ends, const DataOptions& options) {
     Tokenised out;
-    Joint ids = encode_joint(row, encoder);
-    const size_t limit = static_cast<size_t>(options.max_length);
-    Sequence sequences[2] = {{std::move(ids.chosen), ids.prompt.size()}, {std::move(ids.rejected), ids.prompt.size()}};
+    std::vector<int32_t> prompt;
+    encoder.append(row.chosen, 0, row.prompt_bytes, prompt);
+    Sequence sequences[2] = {{{}, prompt.size()}, {{}, prompt.size()}};
+    encoder.append(row.chosen, 0, row.chosen.text.size(), sequences[0].ids);
+    encoder.append(row.rejected, 0, row.rejected.text.size(), sequences[1].ids);
+    for (Sequence& s : sequences) s.prompt = std::min(s.prompt, s.ids.size());
     ensure_start(sequences[0], sequences[1], ends, out.remarks);
+    const size_t limit = static_cast<size_t>(options.max_length);
     for (Sequence& s : sequences) {
-        if (row.chat) {
-            s.ids.push_back(ends.turn_end);
-            encoder.append({"\n", {}}, 0, 1, s.ids);
+        if (s.ids.size() > limit) {
+            out.tokens_cut += static_cast<int64_t>(s.ids.size() - limit);
+            s.ids.resize(limit);
+            out.remarks.add(&s == sequences ? Remark::kChosenCut : Remark::kRejectedCut);
+            out.drop |= options.truncation != Truncation::kFit;
         }
-        s.prompt = std::min(s.prompt, s.ids.size());
-        if (s.ids.size() <= limit) continue;
-        out.tokens_cut += static_cast<int64_t>(s.ids.size() - limit);
-        s.ids.resize(limit);
-        out.remarks.add(&s == sequences ? Remark::kChosenCut : Remark::kRejectedCut);
-        out.drop |= options.truncation != Truncation::kFit || s.prompt >= limit;
+        out.drop |= s.prompt >= s.ids.size();  // nothing is scored: NaN there
     }
-    out.drop |= ids.prompt.size() >= kPaperPrompt;
-    for (const Sequence& s : sequences) out.drop |= s.prompt >= s.ids.size();
+    out.drop |= prompt.size() >= kPaperPrompt;
     if (!out.drop) out.pair = make_pair(sequences[0], sequences[1]);
     return out;
 }
 
-Tokenised tokenise_llamafactory(const Rendered& row, Encoder& encoder, int32_t end, const EndTokens& ends,
+// LLaMA-Factory tokenises every message apart.
+Tokenised tokenise_llamafactory(const Rendered& row, Encoder& encoder, const EndTokens& ends,
                                 const DataOptions& options) {
     Tokenised out;
     PreferencePair& pair = out.pair;
-    encoder.append(row.chosen, 0, row.prompt_bytes, pair.prompt);
+    size_t from = 0;
+    for (const size_t cut : row.cuts) {
+        encoder.append(row.chosen, from, cut, pair.prompt);
+        from = cut;
+    }
+    encoder.append(row.chosen, from, row.prompt_bytes, pair.prompt);
     encoder.append(row.chosen, row.prompt_bytes, row.chosen.text.size(), pair.chosen);
     encoder.append(row.rejected, row.prompt_bytes, row.rejected.text.size(), pair.rejected);
-    pair.chosen.push_back(end);
-    pair.rejected.push_back(end);
+    if (pair.chosen.empty() || pair.rejected.empty()) {
+        out.drop = true;  // no tokens to average over: NaN there
+        out.remarks.add(Remark::kDroppedEmpty);
+        return out;
+    }
     if (pair.prompt.empty()) {
         if (ends.start < 0)
             throw RowFault("prompt", "empty, and the tokenizer has no token that could stand in for it");
@@ -348,12 +357,12 @@ Tokenised tokenise_row(const Rendered& row, const Tokenizer& tokenizer, const En
             out = tokenise_paper(row, encoder, ends, options);
             break;
         case Semantics::kLlamaFactory:
-            out = tokenise_llamafactory(row, encoder, end, ends, options);
+            out = tokenise_llamafactory(row, encoder, ends, options);
             break;
     }
     out.remarks.add(remarks);
     if (encoder.dropped() > 0) out.remarks.add(Remark::kBytesDropped);
-    if (out.drop) out.remarks.add(Remark::kDroppedTooLong);
+    if (out.drop && !out.remarks.has(Remark::kDroppedEmpty)) out.remarks.add(Remark::kDroppedTooLong);
     return out;
 }
 

@@ -160,9 +160,9 @@ TEST_CASE("truncation drop and error; the other semantics") {
     CHECK(tokenizer.decode(paper.pairs[0].chosen) == "yes<|im_end|>\n");
     CHECK(lines(paper, Remark::kDroppedTooLong) == Lines{2});
     const Dataset factory = parse(row(std::string(300, 'x'), "yes", "no"), 1, Semantics::kLlamaFactory, 64);
-    CHECK(factory.pairs[0].prompt.size() == 60);
+    CHECK(factory.pairs[0].prompt.size() == 59);
     CHECK(factory.pairs[0].prompt.front() == 1);  // its start stays
-    CHECK(tokenizer.decode(factory.pairs[0].chosen) == "yes<|im_end|>");
+    CHECK(tokenizer.decode(factory.pairs[0].chosen) == "yes<|im_end|>\n");
     const Dataset trl = parse(row("Q", "", "no"), 1, Semantics::kTrl);
     CHECK(trl.pairs[0].chosen == std::vector<int32_t>{2});
     CHECK(lines(trl, Remark::kEmptyAnswer) == Lines{1});
