@@ -1,10 +1,12 @@
 # The front door; CMake does the work.
 #   make              installs what is missing (Debian packages) and builds ./orpo
 #   make quickstart   the same, gets the real 135M model, trains it on data/samples and shows what changed
-#   make test         installs, builds everything and runs every test (with the real model)
+#   make test         installs, builds everything and runs every test (with the real model); with clang, it also lets
+#                     libFuzzer search each parser for a minute (FUZZ_SECONDS=0: neither clang nor this)
 #   make kernel-report   counts what every CUDA kernel asks of memory, and writes docs/kernel-report.md (no GPU needed)
 BUILD ?= build
 JOBS  ?= $(shell nproc)
+FUZZ_SECONDS ?= 60
 
 .PHONY: all orpo quickstart test kernel-report setup configure clean
 all: orpo
@@ -26,7 +28,12 @@ quickstart: orpo
 test: orpo
 	@sh tools/fetch_model.sh
 	cmake --build $(BUILD) -j $(JOBS)
-	ctest --test-dir $(BUILD) --output-on-failure
+ifneq ($(FUZZ_SECONDS),0)
+	@sh tools/setup.sh fuzz
+	sh tools/fuzz.sh build
+endif
+	@cmake -S . -B $(BUILD) -DORPO_FUZZ_SECONDS=$(FUZZ_SECONDS) >/dev/null
+	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 kernel-report: configure
 	cmake --build $(BUILD) -j $(JOBS) --target kernel_report

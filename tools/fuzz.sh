@@ -1,24 +1,31 @@
 #!/bin/sh
 # Builds the fuzz targets with clang, libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer, and runs each for some
 # seconds from the corpus in the tree. What breaks a target is left in build-fuzz/crashes/.
-#   tools/fuzz.sh [SECONDS [TARGET...]]     default: 60, every target
+#   tools/fuzz.sh [SECONDS [TARGET...]]      builds and runs; default: 60 s, every target
+#   tools/fuzz.sh build                      only builds
+#   tools/fuzz.sh run SECONDS [TARGET...]    only runs what was built
 set -eu
 cd "$(dirname "$0")/.."
+what=all
+case "${1:-}" in build | run) what=$1 && shift ;; esac
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
-CXX=${CXX:-clang++}
-command -v "$CXX" >/dev/null 2>&1 || {
-    echo "fuzz.sh: $CXX is missing; Debian: apt-get install clang libomp-dev" >&2
-    exit 1
-}
 if [ $# -eq 0 ]; then
     set -- $(ls tests/fuzz/*_fuzz.cpp | sed 's|.*/||; s|_fuzz\.cpp$||')
 fi
-targets=""
-for name in "$@"; do targets="$targets ${name}_fuzz"; done
-cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$CXX" -DORPO_FUZZ=ON \
-    -DORPO_SANITIZE=ON -DORPO_CUDA=OFF ${ORPO_FUZZ_CMAKE:-} >/dev/null
-cmake --build build-fuzz --target $targets
+if [ $what != run ]; then
+    CXX=${CXX:-clang++}
+    command -v "$CXX" >/dev/null 2>&1 || {
+        echo "fuzz.sh: $CXX is missing; Debian: sh tools/setup.sh fuzz" >&2
+        exit 1
+    }
+    launcher=""
+    command -v ccache >/dev/null 2>&1 && launcher=-DCMAKE_CXX_COMPILER_LAUNCHER=ccache
+    cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$CXX" -DORPO_FUZZ=ON \
+        -DORPO_SANITIZE=ON -DORPO_CUDA=OFF $launcher >/dev/null
+    cmake --build build-fuzz -j "$(nproc)"
+fi
+[ $what = build ] && exit 0
 mkdir -p build-fuzz/crashes
 failed=""
 for name in "$@"; do

@@ -2,12 +2,14 @@
 # Installs what orpo needs on Debian 12, and nothing when it is all there. As root, or through sudo.
 #   sh tools/setup.sh build   compiler, CMake and the libraries that the program is built from
 #   sh tools/setup.sh model   python3-pip, which fetches the model
+#   sh tools/setup.sh fuzz    clang with libFuzzer and the sanitizers, for the tests
 set -eu
 build="g++ cmake ninja-build make libdnnl-dev ocl-icd-opencl-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libspdlog-dev libfmt-dev doctest-dev"
 case "${1:-build}" in
     build) packages=$build ;;
     model) packages="python3-minimal python3-pip ca-certificates" ;;
-    *) echo "usage: $0 [build|model]" >&2; exit 2 ;;
+    fuzz) packages="clang libclang-rt-14-dev" ;;
+    *) echo "usage: $0 [build|model|fuzz]" >&2; exit 2 ;;
 esac
 missing=""
 for p in $packages; do
