@@ -15,6 +15,7 @@
 // threads nor, for products over features (linear, gemm_nt, gemm_nn, attention, norms, head), on the number of rows.
 // Two runs give the same bits. Sums over rows (gemm_tn, squared_norms) have an order fixed by the shapes.
 // Calls are in order; on a device they may still be running when they return. k.read waits.
+// A backend may also have push_range(name, number) and pop_range(), for profilers (kernels/range.h).
 //
 //   operation          formula                                                     FLOPs               elements moved
 //   linear             y = x W^T                                                   2 N in out          N(in+out) + W

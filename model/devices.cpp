@@ -19,6 +19,8 @@ struct CudaLibrary {
     void* handle = nullptr;
     cuda::MakeEngine make_engine = nullptr;
     cuda::Describe describe = nullptr;
+    cuda::Bench bench = nullptr;
+    cuda::Profile profile = nullptr;
     std::string problem;  // why handle is null
 };
 
@@ -42,8 +44,10 @@ const CudaLibrary& cuda_library() {
         }
         l.make_engine = reinterpret_cast<cuda::MakeEngine>(::dlsym(l.handle, cuda::kMakeEngine));
         l.describe = reinterpret_cast<cuda::Describe>(::dlsym(l.handle, cuda::kDescribe));
-        if (!l.make_engine || !l.describe) {
-            l.problem = path + " is not orpo's CUDA library";
+        l.bench = reinterpret_cast<cuda::Bench>(::dlsym(l.handle, cuda::kBench));
+        l.profile = reinterpret_cast<cuda::Profile>(::dlsym(l.handle, cuda::kProfile));
+        if (!l.make_engine || !l.describe || !l.bench || !l.profile) {
+            l.problem = path + " is not the CUDA library of this build of orpo";
             l.handle = nullptr;
         }
         return l;
@@ -98,11 +102,29 @@ std::string describe_cuda() {
     }
 }
 
+namespace {
+
+// device: "cuda:i".
+const CudaLibrary& library_for(const std::string& device) {
+    const CudaLibrary& library = cuda_library();
+    if (!library.handle) throw Error(Exit::kNoDevice, "--device " + device + ": " + library.problem);
+    return library;
+}
+
+}  // namespace
+
+BenchReport bench_cuda(const std::string& device, const cuda::BenchRequest& request) {
+    return library_for(device).bench(index_of(device), request);
+}
+
+double profile_cuda(const DeviceOptions& device, const ModelConfig& config, const HostWeights* weights,
+                    const EngineOptions& options, const MicroBatch& batch) {
+    return library_for(device.device).profile(index_of(device.device), device.dtype, config, weights, options, batch);
+}
+
 std::unique_ptr<Engine> make_cuda_engine(const DeviceOptions& device, const ModelConfig& config,
                                          const HostWeights* weights, const EngineOptions& options) {
-    const CudaLibrary& library = cuda_library();
-    if (!library.handle) throw Error(Exit::kNoDevice, "--device " + device.device + ": " + library.problem);
-    return library.make_engine(index_of(device.device), device.dtype, config, weights, options);
+    return library_for(device.device).make_engine(index_of(device.device), device.dtype, config, weights, options);
 }
 
 }  // namespace orpo

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "model/cuda/entry.h"
 #include "model/engine.h"
 
 namespace orpo {
@@ -22,5 +23,10 @@ std::string describe_cuda();
 // The engine over the CUDA library. device: "cuda:i".
 std::unique_ptr<Engine> make_cuda_engine(const DeviceOptions& device, const ModelConfig& config,
                                          const HostWeights* weights, const EngineOptions& options);
+
+// The library's benchmarks and its one profiled step (model/cuda/entry.h). device: "cuda:i".
+BenchReport bench_cuda(const std::string& device, const cuda::BenchRequest& request);
+double profile_cuda(const DeviceOptions& device, const ModelConfig& config, const HostWeights* weights,
+                    const EngineOptions& options, const MicroBatch& batch);
 
 }  // namespace orpo

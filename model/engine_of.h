@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/range.h"
 #include "model/base_weights.h"
 #include "model/engine.h"
 #include "model/transformer.h"
@@ -70,12 +71,14 @@ class EngineOf final : public Engine {
     void zero_gradients() override { k_->zero(size(), grads_); }
     std::vector<double> gradient_norms() override {
         std::vector<double> norms(slots_.size());
+        const Range range(*k_, "gradient norms");
         k_->squared_norms(slots(), lora_.slot_size(), grads_, norms.data());
         for (double& norm : norms) norm = std::sqrt(norm);
         return norms;
     }
     void adamw(std::span<const AdamwSlot> slots) override {
         ORPO_CHECK(training_ && slots.size() == slots_.size());
+        const Range range(*k_, "optimizer");
         k_->adamw(this->slots(), lora_.slot_size(), slots.data(), params_, grads_, moment1_, moment2_);
         stale_ = true;
     }

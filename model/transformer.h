@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 #include "kernels/kernels.h"
+#include "kernels/range.h"
 #include "kernels/rope_table.h"
 #include "model/base_weights.h"
 #include "model/lora.h"
@@ -94,11 +95,13 @@ class Transformer {
     // --- forward. Leaves rmsnorm(output of the last layer) in normed_.
     void forward(const Batch& batch, const T* adapters, Mode mode) {
         ORPO_CHECK(batch.N > 0 && batch.N <= sizes_.tokens && batch.heads_n <= sizes_.heads);
+        const Range range(k_, "forward");
         batch_ = &batch, adapters_ = adapters, mode_ = mode;
         Saved& first = saved(0);
         k_.embed(batch, base_.embedding, first.x);
         k_.rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, first.x, base_.layers[0].norm1, normed_, first.r1);
         for (int l = 0; l < cfg_.L; ++l) {
+            const Range layer(k_, "layer", l);
             attention_half(l);
             mlp_half(l);
             const bool last = l + 1 == cfg_.L;
@@ -141,6 +144,7 @@ class Transformer {
 
     // --- backward, after train_forward and orpo.
     void backward(const Batch& batch, F* gradients) {
+        const Range range(k_, "backward");
         gradients_ = gradients;
         const int N = batch.N, C = cfg_.C;
         k_.scatter_scaled(batch, C, U_, coefficients_, delta_);  // d(final norm's output)
@@ -150,6 +154,7 @@ class Transformer {
 
     // dx_: in: gradient of the layer's output; out: of its input (layer 0: not needed, left unfinished).
     void backward_layer(int l) {
+        const Range range(k_, "layer", l);
         const int N = batch_->N, C = cfg_.C, I = cfg_.I;
         const auto& w = base_.layers[l];
         Saved& a = saved(l);

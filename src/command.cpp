@@ -60,6 +60,7 @@ void add_all_commands(Commands& commands) {
     add_generate_command(commands);
     add_plan_command(commands);
     add_bench_command(commands);
+    add_profile_command(commands);
     add_inspect_command(commands);
 }
 

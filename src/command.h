@@ -78,6 +78,7 @@ void add_tokenize_command(Commands& commands);  // src/tokenize_command.cpp
 void add_generate_command(Commands& commands);  // src/generate_command.cpp
 void add_plan_command(Commands& commands);      // src/plan_command.cpp
 void add_bench_command(Commands& commands);     // src/bench_command.cpp
+void add_profile_command(Commands& commands);   // src/profile_command.cpp
 void add_inspect_command(Commands& commands);   // src/inspect_command.cpp
 
 void add_all_commands(Commands& commands);

@@ -1,8 +1,10 @@
 #include "kernels/cuda/cuda.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <cstdio>
 
 #include "base/error.h"
 
@@ -192,6 +194,8 @@ void Cuda<Store>::zero(int64_t n, float* x) {
 
 template <class Store>
 void Cuda<Store>::once(const std::string& name, const Batch& b, const std::function<void()>& f) {
+    const Range range(*this, name.c_str());
+    if (!graphs_on_) return f();
     std::string key = name;
     for (const int size : {b.N, b.heads_n, b.pairs_n, b.query_tiles}) key += " " + std::to_string(size);
     for (const SlotRun& run : b.runs)
@@ -209,34 +213,45 @@ void Cuda<Store>::once(const std::string& name, const Batch& b, const std::funct
     device_->replay(found->second);
 }
 
+template <class Store>
+void Cuda<Store>::push_range(const char* name, int number) {
+    if (number < 0) return device_->push_range(name);
+    std::array<char, 64> text{};
+    std::snprintf(text.data(), text.size(), "%s %d", name, number);
+    device_->push_range(text.data());
+}
+
 // --- products. Row-major throughout.
 template <class Store>
 void Cuda<Store>::linear(int N, const T* x, const Weight& W, T* y) {
+    const Range range(*this, "linear");
     if (N <= kFewRows) return gemv<T, T>(stream(), N, W.rows, W.cols, x, W.data, y);
     gemm_nt(N, W.rows, W.cols, 1, x, W.cols, W.data, W.cols, y, W.rows, false);
 }
 template <class Store>
 void Cuda<Store>::linear_backward(int N, const T* dy, const Weight& W, T* dx) {
+    const Range range(*this, "linear_backward");
     gemm_nn(N, W.cols, W.rows, 1, dy, W.rows, W.data, W.cols, dx, W.cols, false);
 }
 template <class Store>
 void Cuda<Store>::gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
                           bool accumulate) {
-    multiply({false, true, M, N, K, lda, ldb, ldc, a, accumulate, kStore, kStore}, A, B, C);
+    multiply("gemm_nt", {false, true, M, N, K, lda, ldb, ldc, a, accumulate, kStore, kStore}, A, B, C);
 }
 template <class Store>
 void Cuda<Store>::gemm_nn(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
                           bool accumulate) {
-    multiply({false, false, M, N, K, lda, ldb, ldc, a, accumulate, kStore, kStore}, A, B, C);
+    multiply("gemm_nn", {false, false, M, N, K, lda, ldb, ldc, a, accumulate, kStore, kStore}, A, B, C);
 }
 template <class Store>
 void Cuda<Store>::gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int ldb, float* C, int ldc) {
-    multiply({true, false, M, N, K, lda, ldb, ldc, 1, true, kStore, Number::kFloat}, A, B, C);
+    multiply("gemm_tn", {true, false, M, N, K, lda, ldb, ldc, 1, true, kStore, Number::kFloat}, A, B, C);
 }
 
 // --- the head: logits of a chunk of rows, then softmax - onehot in their place, then U.
 template <class Store>
 void Cuda<Store>::head(const Batch& b, int C, const T* n, const Weight& W, double* logp, T* U) {
+    const Range range(*this, "head");
     const int V = W.rows;
     for (int first = 0; first < b.heads_n; first += chunk_) {
         const int rows = std::min(chunk_, b.heads_n - first);
@@ -248,6 +263,7 @@ void Cuda<Store>::head(const Batch& b, int C, const T* n, const Weight& W, doubl
 }
 template <class Store>
 void Cuda<Store>::logits(const Batch& b, int C, const T* n, const Weight& W, float* z) {
+    const Range range(*this, "logits");
     for (int first = 0; first < b.heads_n; first += chunk_) {
         const int rows = std::min(chunk_, b.heads_n - first);
         gather<T>(stream(), rows, C, b.heads + first, n, gathered_);
@@ -255,7 +271,7 @@ void Cuda<Store>::logits(const Batch& b, int C, const T* n, const Weight& W, flo
         if (rows <= kFewRows)
             gemv<T, float>(stream(), rows, W.rows, C, gathered_, W.data, to);
         else
-            multiply({false, true, rows, W.rows, C, C, C, W.rows, 1, false, kStore, Number::kFloat}, gathered_, W.data,
+            multiply("logits", {false, true, rows, W.rows, C, C, C, W.rows, 1, false, kStore, Number::kFloat}, gathered_, W.data,
                      to);
     }
 }
@@ -263,6 +279,7 @@ void Cuda<Store>::logits(const Batch& b, int C, const T* n, const Weight& W, flo
 // --- the optimizer
 template <class Store>
 void Cuda<Store>::squared_norms(int slots, int64_t n, const float* g, double* out) {
+    const Range range(*this, "squared_norms");
     ORPO_CHECK(slots <= most_slots_);
     double* totals = norms_ + int64_t{most_slots_} * kNormBlocks;
     cuda::squared_norms(stream(), slots, n, g, norms_, totals);
@@ -270,6 +287,7 @@ void Cuda<Store>::squared_norms(int slots, int64_t n, const float* g, double* ou
 }
 template <class Store>
 void Cuda<Store>::adamw(int slots, int64_t n, const AdamwSlot* slot, float* p, const float* g, float* m, float* v) {
+    const Range range(*this, "adamw");
     ORPO_CHECK(slots <= most_slots_);
     std::vector<AdamwStep> steps;
     for (int s = 0; s < slots; ++s) {

@@ -16,6 +16,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/tiles.h"
 #include "kernels/kernels.h"
+#include "kernels/range.h"
 
 namespace orpo::cuda {
 
@@ -74,6 +75,11 @@ class Cuda {
     void finish() { device_->wait(); }
     // Runs f, whose launches depend on the batch's sizes and on `name` alone; from the second time on as a graph.
     void once(const std::string& name, const Batch& batch, const std::function<void()>& f);
+    // Off: `once` always runs plainly. For profilers.
+    void use_graphs(bool on) { graphs_on_ = on; }
+    // Named ranges (kernels/range.h). A replayed graph has one; what runs plainly has one a phase, layer and operation.
+    void push_range(const char* name, int number = -1);
+    void pop_range() { device_->pop_range(); }
 
     // --- products
     void linear(int N, const T* x, const Weight& W, T* y);
@@ -85,46 +91,66 @@ class Cuda {
     void gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int ldb, float* C, int ldc);
 
     // --- layers
-    void embed(const Batch& b, const Weight& E, T* x) { cuda::embed<T>(stream(), b.N, E.cols, b.ids, E.data, x); }
+    void embed(const Batch& b, const Weight& E, T* x) {
+        const Range range(*this, "embed");
+        cuda::embed<T>(stream(), b.N, E.cols, b.ids, E.data, x);
+    }
     void rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, float* r) {
+        const Range range(*this, "rmsnorm");
         cuda::rmsnorm<T>(stream(), N, C, eps, x, w, y, r);
     }
     void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r) {
+        const Range range(*this, "add_rmsnorm");
         cuda::add_rmsnorm<T>(stream(), N, C, eps, x, d, w, x2, y, r);
     }
     void normalize(int N, int C, const T* x, const float* w, const float* r, T* y) {
+        const Range range(*this, "normalize");
         cuda::normalize<T>(stream(), N, C, x, w, r, y);
     }
     void rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
                           bool accumulate) {
+        const Range range(*this, "rmsnorm_backward");
         cuda::rmsnorm_backward<T>(stream(), N, C, dy, x, w, r, dx, accumulate);
     }
     void rope(const Batch& b, const HeadShape& s, const float* table, int sign, T* qkv) {
+        const Range range(*this, "rope");
         cuda::rope<T>(stream(), b.N, {s.H, s.KV}, b.positions, table, sign, qkv);
     }
     void attention(const Batch& b, const HeadShape& s, const T* qkv, T* o, float* lse) {
+        const Range range(*this, "attention");
         cuda::attention<T>(stream(), b.query_tiles, {s.H, s.KV}, b.query_tile, qkv, o, lse);
     }
     void attention_backward(const Batch& b, const HeadShape& s, const T* qkv, const T* o, const float* lse,
                             const T* d_o, T* dqkv) {
+        const Range range(*this, "attention_backward");
         cuda::attention_backward<T>(stream(), b.N, b.query_tiles, b.key_tiles, {s.H, s.KV}, b.query_tile, b.key_tile,
                                     qkv, o, lse, d_o, delta_, dqkv);
     }
-    void swiglu(int N, int I, const T* gu, T* h) { cuda::swiglu<T>(stream(), N, I, gu, h); }
-    void swiglu_backward(int N, int I, const T* dh, T* gu) { cuda::swiglu_backward<T>(stream(), N, I, dh, gu); }
+    void swiglu(int N, int I, const T* gu, T* h) {
+        const Range range(*this, "swiglu");
+        cuda::swiglu<T>(stream(), N, I, gu, h);
+    }
+    void swiglu_backward(int N, int I, const T* dh, T* gu) {
+        const Range range(*this, "swiglu_backward");
+        cuda::swiglu_backward<T>(stream(), N, I, dh, gu);
+    }
     void dropout(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const T* x, T* y) {
+        const Range range(*this, "dropout");
         cuda::dropout<T>(stream(), first, rows, C, p, tensor, b.scalars, b.mask_pair, b.positions, x, y);
     }
     void dropout_add(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const T* d, T* dx) {
+        const Range range(*this, "dropout_add");
         cuda::dropout_add<T>(stream(), first, rows, C, p, tensor, b.scalars, b.mask_pair, b.positions, d, dx);
     }
 
     // --- the head and the loss
     void head(const Batch& b, int C, const T* n, const Weight& W, double* logp, T* U);
     void orpo(const Batch& b, const double* logp, double* coefficients) {
+        const Range range(*this, "orpo");
         cuda::orpo(stream(), b.pairs_n, b.pairs, b.heads, logp, coefficients);
     }
     void scatter_scaled(const Batch& b, int C, const T* U, const double* coefficients, T* dn) {
+        const Range range(*this, "scatter_scaled");
         cuda::scatter_scaled<T>(stream(), b.N, C, b.head1, b.head2, U, coefficients, dn);
     }
     void logits(const Batch& b, int C, const T* n, const Weight& W, float* z);
@@ -135,16 +161,21 @@ class Cuda {
 
     // --- generation
     void cache_append(const Batch& b, const HeadShape& s, int capacity, const T* qkv, T* cache) {
+        const Range range(*this, "cache_append");
         cuda::cache_append<T>(stream(), b.N, {s.H, s.KV}, capacity, b.mask_pair, b.positions, qkv, cache);
     }
     void decode_attention(const Batch& b, const HeadShape& s, int capacity, const T* qkv, const T* cache, T* o) {
+        const Range range(*this, "decode_attention");
         cuda::decode_attention<T>(stream(), b.N, {s.H, s.KV}, capacity, b.mask_pair, b.positions, qkv, cache, o);
     }
 
   private:
     void* take(Category category, const std::string& name, int64_t bytes);
     Stream stream() { return device_->stream(); }
-    void multiply(Product product, const void* A, const void* B, void* C) { device_->multiply(product, A, B, C); }
+    void multiply(const char* name, const Product& product, const void* A, const void* B, void* C) {
+        const Range range(*this, name);
+        device_->multiply(product, A, B, C);
+    }
     static constexpr Number kStore = sizeof(T) == 2 ? Number::kBf16 : Number::kFloat;
 
     std::shared_ptr<Device> device_;
@@ -165,6 +196,7 @@ class Cuda {
     float* staged_ = nullptr;  // prepare: rows as fp32 on their way to T
     int most_slots_ = 0;
     std::map<std::string, int> graphs_;
+    bool graphs_on_ = true;
 };
 
 }  // namespace orpo::cuda

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -44,6 +45,7 @@ class Device {
     virtual void copy_in(void* to, const void* host, int64_t bytes) = 0;
     virtual void copy_out(const void* from, void* host, int64_t bytes) = 0;
     virtual void zero(void* to, int64_t bytes) = 0;
+    virtual void copy(void* to, const void* from, int64_t bytes) = 0;  // within the device's memory
     virtual void wait() = 0;
 
     // Bit-equal from run to run: one algorithm and workspace a shape.
@@ -54,9 +56,13 @@ class Device {
     virtual int end_capture() = 0;  // its number
     virtual void replay(int graph) = 0;
 
-    // Named ranges for profilers.
+    // Seconds that the device takes for what `work` sends to it. Waits.
+    virtual double seconds(const std::function<void()>& work) = 0;
+
+    // Named ranges for profilers, and the stretch that a profiler is told to look at.
     virtual void push_range(const char* name) = 0;
     virtual void pop_range() = 0;
+    virtual void profile(bool on) = 0;
 };
 
 }  // namespace orpo::cuda

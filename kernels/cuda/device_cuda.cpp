@@ -1,5 +1,6 @@
 // Device with the CUDA runtime and cuBLASLt. The only file that calls either.
 #include <cublasLt.h>
+#include <cuda_profiler_api.h>
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
 
@@ -72,6 +73,8 @@ class CudaDevice final : public Device {
         for (void* block : blocks_) cudaFree(block);
         cudaFree(workspace_);
         if (pinned_) cudaFreeHost(pinned_);
+        for (cudaEvent_t event : {begin_, end_})
+            if (event) cudaEventDestroy(event);
         cublasLtDestroy(handle_);
         cudaStreamDestroy(stream_);
     }
@@ -115,6 +118,9 @@ class CudaDevice final : public Device {
     void zero(void* to, int64_t bytes) override {
         check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream_), "cudaMemset");
     }
+    void copy(void* to, const void* from, int64_t bytes) override {
+        check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream_), "copy");
+    }
     void wait() override {
         check(cudaStreamSynchronize(stream_), "waiting for the device");
         check(cudaGetLastError(), "a kernel");
@@ -145,8 +151,23 @@ class CudaDevice final : public Device {
         check(cudaGraphLaunch(graphs_[static_cast<size_t>(graph)], stream_), "cudaGraphLaunch");
     }
 
+    double seconds(const std::function<void()>& work) override {
+        if (!begin_) check(cudaEventCreate(&begin_), "cudaEventCreate");
+        if (!end_) check(cudaEventCreate(&end_), "cudaEventCreate");
+        check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+        work();
+        check(cudaEventRecord(end_, stream_), "cudaEventRecord");
+        wait();
+        float milliseconds = 0;
+        check(cudaEventElapsedTime(&milliseconds, begin_, end_), "cudaEventElapsedTime");
+        return milliseconds * 1e-3;
+    }
+
     void push_range(const char* name) override { nvtxRangePushA(name); }
     void pop_range() override { nvtxRangePop(); }
+    void profile(bool on) override {
+        check(on ? cudaProfilerStart() : cudaProfilerStop(), "the profiler's switch");
+    }
 
   private:
     using Key = std::tuple<bool, bool, int, int, int, int, int, int, bool, Number, Number>;
@@ -191,6 +212,7 @@ class CudaDevice final : public Device {
     DeviceInfo info_;
     cudaStream_t stream_ = nullptr;
     cublasLtHandle_t handle_ = nullptr;
+    cudaEvent_t begin_ = nullptr, end_ = nullptr;
     void* workspace_ = nullptr;
     void* pinned_ = nullptr;
     size_t pinned_bytes_ = 0;

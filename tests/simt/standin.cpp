@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <string>
@@ -71,7 +72,15 @@ class Standin final : public StandinDevice {
     void zero(void* to, int64_t bytes) override {
         submit([=] { std::memset(to, 0, static_cast<size_t>(bytes)); });
     }
+    void copy(void* to, const void* from, int64_t bytes) override {
+        submit([=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
+    }
     void wait() override { ORPO_CHECK(!capturing_); }
+    double seconds(const std::function<void()>& work) override {
+        const auto start = std::chrono::steady_clock::now();
+        work();
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
 
     void multiply(const Product& p, const void* A, const void* B, void* C) override {
         submit([=, this] { run(p, A, B, C); });
@@ -97,6 +106,7 @@ class Standin final : public StandinDevice {
     }
     void push_range(const char*) override { ++ranges_; }
     void pop_range() override { ORPO_CHECK(--ranges_ >= 0); }
+    void profile(bool) override {}
 
   private:
     // In stream order: now, or later when the graph is replayed.
