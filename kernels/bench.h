@@ -15,9 +15,9 @@ struct Ceilings {
 
 // One operation, at one shape.
 struct BenchRow {
-    std::string operation;  // "attention"
-    std::string name;       // which version or shape: "2 online softmax", "qkv"
-    double seconds = 0;     // of one run, the best of several
+    std::string operation;        // "attention"
+    std::string name;             // which version or shape: "2 online softmax", "qkv"
+    double seconds = 0;           // of one run, the best of several
     double flops = 0, bytes = 0;  // that it has to do and to move, as kernels/kernels.h counts them
     double error = -1;            // |result - reference|^2 / |reference|^2; negative: not compared here
     double tolerance = 0;         // what error may be

@@ -1,6 +1,6 @@
 // Every operation of kernels/kernels.h at a model's shapes, one by one: what `orpo bench kernels` times on either
-// device. FLOPs and elements are counted as the table there says; weights and activations in K::T, statistics, adapters'
-// masters and moments in K::F.
+// device. FLOPs and elements are counted as the table there says; weights and activations in K::T, statistics,
+// adapters' masters and moments in K::F.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,13 @@ class BenchOperations {
 
     // Allocates; a planning backend only counts.
     BenchOperations(K& k, const BenchShapes& s)
-        : k_(k), c_(s.config), R_(s.rank), cached_(s.cached), shape_{c_.H, c_.KV, c_.HS},
-          N_(static_cast<int>(s.batch.ids.size())), heads_(static_cast<int>(s.batch.heads.size())),
+        : k_(k),
+          c_(s.config),
+          R_(s.rank),
+          cached_(s.cached),
+          shape_{c_.H, c_.KV, c_.HS},
+          N_(static_cast<int>(s.batch.ids.size())),
+          heads_(static_cast<int>(s.batch.heads.size())),
           batch_(k.make_batch(N_, static_cast<int>(s.batch.pairs.size()) + 1, heads_)),
           one_(k.make_batch(64, 8, 64)) {
         const RowReader weights = [this](int64_t first, int64_t count, float* out) {
@@ -70,10 +75,19 @@ class BenchOperations {
         k_.upload(one_token(), one_);
         const auto turns = rope_table<F>(positions_, c_.HS, c_.rope_theta);
         k_.write(static_cast<int64_t>(turns.size()), turns.data(), table_);
-        for (auto [to, n] : {std::pair{x_, N * c_.C}, {d_, N * c_.C}, {dx_, N * c_.C}, {qkv_, N * shape_.width()},
-                             {o_, N * attention}, {d_o_, N * attention}, {gu_, N * 2 * c_.I}, {h_, N * c_.I},
-                             {wide_, N * widest}, {S_, N * 3 * R_}, {U_, int64_t{heads_} * c_.C},
-                             {params_, parameters_n_}, {cache_, int64_t{cached_ + 1} * 2 * c_.KV * c_.HS}})
+        for (auto [to, n] : {std::pair{x_, N * c_.C},
+                             {d_, N * c_.C},
+                             {dx_, N * c_.C},
+                             {qkv_, N * shape_.width()},
+                             {o_, N * attention},
+                             {d_o_, N * attention},
+                             {gu_, N * 2 * c_.I},
+                             {h_, N * c_.I},
+                             {wide_, N * widest},
+                             {S_, N * 3 * R_},
+                             {U_, int64_t{heads_} * c_.C},
+                             {params_, parameters_n_},
+                             {cache_, int64_t{cached_ + 1} * 2 * c_.KV * c_.HS}})
             fill(to, n);
         for (F* arena : {p_, g_, m_, v_}) fill_full(arena, arena_size(), 1e-3);
         fill_full(w_, c_.C, 1);
@@ -95,8 +109,10 @@ class BenchOperations {
         const auto row = [&](const char* operation, const char* name, double flops, double bytes, auto&& launch) {
             rows.push_back({operation, name, timer(launch), flops, bytes});
         };
-        for (const auto& [name, W, in, out] : {std::tuple{"qkv", &qkv_w_, x_, dqkv_}, {"out", &out_w_, o_, y_},
-                                               {"gate|up", &gate_up_w_, x_, wide_}, {"down", &down_w_, h_, y_}}) {
+        for (const auto& [name, W, in, out] : {std::tuple{"qkv", &qkv_w_, x_, dqkv_},
+                                               {"out", &out_w_, o_, y_},
+                                               {"gate|up", &gate_up_w_, x_, wide_},
+                                               {"down", &down_w_, h_, y_}}) {
             const double flops = 2.0 * N * W->rows * W->cols;
             const double bytes = t * (N * (W->rows + W->cols) + double(W->rows) * W->cols);
             row("linear", name, flops, bytes, [&, W = W, in = in, out = out] { k_.linear(batch_.N, in, *W, out); });
@@ -104,24 +120,18 @@ class BenchOperations {
                 [&, W = W, in = in, out = out] { k_.linear_backward(batch_.N, out, *W, in == x_ ? d_ : wide_); });
         }
         const double R = R_;
-        row("gemm_nt", "lora x A^T", 2 * N * C * 3 * R, t * (N * C + N * 3 * R + 3 * R * C), [&] {
-            k_.gemm_nt(batch_.N, 3 * R_, c_.C, 2, x_, c_.C, params_, c_.C, S_, 3 * R_, false);
-        });
-        row("gemm_nt", "lora S B^T", 2 * N * C * R, t * (2 * N * C + N * R + C * R), [&] {
-            k_.gemm_nt(batch_.N, c_.C, R_, 1, S_, 3 * R_, params_, R_, y_, c_.C, true);
-        });
-        row("gemm_nn", "lora dy B", 2 * N * C * R, t * (N * C + N * R + C * R), [&] {
-            k_.gemm_nn(batch_.N, R_, c_.C, 2, d_, c_.C, params_, R_, S_, 3 * R_, false);
-        });
-        row("gemm_nn", "lora dS A", 2 * N * C * 3 * R, t * (2 * N * C + N * 3 * R + 3 * R * C), [&] {
-            k_.gemm_nn(batch_.N, c_.C, 3 * R_, 1, S_, 3 * R_, params_, c_.C, dx_, c_.C, true);
-        });
-        row("gemm_tn", "lora dA", 2 * N * C * 3 * R, t * (N * C + N * 3 * R) + 2 * f * 3 * R * C, [&] {
-            k_.gemm_tn(3 * R_, c_.C, batch_.N, S_, 3 * R_, x_, c_.C, g_, c_.C);
-        });
-        row("gemm_tn", "lora dB", 2 * N * C * R, t * (N * C + N * R) + 2 * f * R * C, [&] {
-            k_.gemm_tn(c_.C, R_, batch_.N, d_, c_.C, S_, 3 * R_, g_, R_);
-        });
+        row("gemm_nt", "lora x A^T", 2 * N * C * 3 * R, t * (N * C + N * 3 * R + 3 * R * C),
+            [&] { k_.gemm_nt(batch_.N, 3 * R_, c_.C, 2, x_, c_.C, params_, c_.C, S_, 3 * R_, false); });
+        row("gemm_nt", "lora S B^T", 2 * N * C * R, t * (2 * N * C + N * R + C * R),
+            [&] { k_.gemm_nt(batch_.N, c_.C, R_, 1, S_, 3 * R_, params_, R_, y_, c_.C, true); });
+        row("gemm_nn", "lora dy B", 2 * N * C * R, t * (N * C + N * R + C * R),
+            [&] { k_.gemm_nn(batch_.N, R_, c_.C, 2, d_, c_.C, params_, R_, S_, 3 * R_, false); });
+        row("gemm_nn", "lora dS A", 2 * N * C * 3 * R, t * (2 * N * C + N * 3 * R + 3 * R * C),
+            [&] { k_.gemm_nn(batch_.N, c_.C, 3 * R_, 1, S_, 3 * R_, params_, c_.C, dx_, c_.C, true); });
+        row("gemm_tn", "lora dA", 2 * N * C * 3 * R, t * (N * C + N * 3 * R) + 2 * f * 3 * R * C,
+            [&] { k_.gemm_tn(3 * R_, c_.C, batch_.N, S_, 3 * R_, x_, c_.C, g_, c_.C); });
+        row("gemm_tn", "lora dB", 2 * N * C * R, t * (N * C + N * R) + 2 * f * R * C,
+            [&] { k_.gemm_tn(c_.C, R_, batch_.N, d_, c_.C, S_, 3 * R_, g_, R_); });
         row("embed", "", 0, 2 * t * N * C, [&] { k_.embed(batch_, head_w_, y_); });
         row("rmsnorm", "", 4 * N * C, 2 * t * N * C, [&] { k_.rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, w_, y_, r_); });
         row("add_rmsnorm", "", 5 * N * C, 4 * t * N * C,
@@ -211,9 +221,10 @@ class BenchOperations {
     }
     static const std::vector<PairSpan>& pairs(const HostBatch& b) { return b.pairs; }
     template <class B>
-    static const std::vector<PairSpan>& pairs(const B& b) requires requires { b.host->pairs; } {
-        return b.host->pairs;
+    static const std::vector<PairSpan>& pairs(const B& b) requires requires {
+        b.host->pairs;
     }
+    { return b.host->pairs; }
 
     K& k_;
     ModelConfig c_;

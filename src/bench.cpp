@@ -48,8 +48,8 @@ constexpr int64_t kFlushBytes = int64_t{64} << 20;  // more than a core's share 
 // (prompt, chosen, rejected) tokens of each pair.
 std::vector<std::array<int, 3>> pair_lengths(const BenchFlags& flags) {
     if (flags.lengths.empty())
-        return std::vector<std::array<int, 3>>(
-            flags.pairs, {flags.prompt_tokens, flags.response_tokens, flags.response_tokens});
+        return std::vector<std::array<int, 3>>(flags.pairs,
+                                               {flags.prompt_tokens, flags.response_tokens, flags.response_tokens});
     std::vector<std::array<int, 3>> all;
     std::istringstream lines(io::read_file(flags.lengths, 1 << 20));
     for (std::string line; std::getline(lines, line);) {
@@ -63,8 +63,8 @@ std::vector<std::array<int, 3>> pair_lengths(const BenchFlags& flags) {
         all.push_back(n);
     }
     if (static_cast<int>(all.size()) < flags.pairs)
-        throw Error(Exit::kBadData, flags.lengths + ": " + std::to_string(all.size()) + " pairs, and --pairs asks for " +
-                                        std::to_string(flags.pairs));
+        throw Error(Exit::kBadData, flags.lengths + ": " + std::to_string(all.size()) +
+                                        " pairs, and --pairs asks for " + std::to_string(flags.pairs));
     all.resize(flags.pairs);
     return all;
 }
@@ -129,7 +129,8 @@ void BenchFlags::add_pairs(CLI::App& app) {
 }
 
 void BenchFlags::add_ceilings(CLI::App& app) {
-    app.add_option("--repeats", repeats, "runs of each measurement, of which the best counts")->check(CLI::Range(1, 1000));
+    app.add_option("--repeats", repeats, "runs of each measurement, of which the best counts")
+        ->check(CLI::Range(1, 1000));
     app.add_option("--gemm-size", gemm_size,
                    "the ceiling's product has this many rows, columns and terms; 0: 8192 on a GPU, 2048 on a CPU")
         ->check(CLI::Range(0, 32768));
@@ -162,9 +163,10 @@ std::vector<MicroBatch> made_up_batches(const BenchFlags& flags, const ModelConf
     const int64_t pair_tokens = longest_pair(flags);
     PackOptions options;
     options.totals = batch_totals(batch, options.objective);
-    options.max_tokens = flags.micro_tokens > 0
-                             ? flags.micro_tokens
-                             : static_cast<int>(std::max<int64_t>(pair_tokens, device == "cpu" ? kCpuTokens : kGpuTokens));
+    options.max_tokens =
+        flags.micro_tokens > 0
+            ? flags.micro_tokens
+            : static_cast<int>(std::max<int64_t>(pair_tokens, device == "cpu" ? kCpuTokens : kGpuTokens));
     options.betas = {0.1};
     return pack(batch, options);
 }

@@ -1,5 +1,5 @@
-// What `orpo bench` and `orpo profile` share: a model or only its shape, made-up pairs, one optimizer step, the ceilings
-// of the machine.
+// What `orpo bench` and `orpo profile` share: a model or only its shape, made-up pairs, one optimizer step, the
+// ceilings of the machine.
 #pragma once
 
 #include <chrono>

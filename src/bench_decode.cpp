@@ -1,5 +1,5 @@
-// `orpo bench decode`: tokens per second of one sequence, and the share of the copy bandwidth that its bytes take. Every
-// new token reads each weight once (the embedding as the head; of the gathered rows one) and its keys and values.
+// `orpo bench decode`: tokens per second of one sequence, and the share of the copy bandwidth that its bytes take.
+// Every new token reads each weight once (the embedding as the head; of the gathered rows one) and its keys and values.
 #include <fmt/format.h>
 
 #include <chrono>
@@ -54,7 +54,8 @@ Exit bench_decode(const BenchFlags& flags, Call& call) {
         if (!std::isfinite(z)) throw Error(Exit::kDiverged, "bench: the logits are not finite");
 
     const int attention = c.H * c.HS, kv = c.KV * c.HS;
-    const double parameters = double(c.L) * (double(c.C) * (2 * attention + 2 * kv) + 3.0 * c.C * c.I) + double(c.V) * c.C;
+    const double parameters =
+        double(c.L) * (double(c.C) * (2 * attention + 2 * kv) + 3.0 * c.C * c.I) + double(c.V) * c.C;
     const double element = gpu && device.dtype == "bf16" ? 2 : 4;
     const double cached = double(c.L) * 2 * kv * (flags.cached + 2 + flags.new_tokens / 2.0);
     const double bytes = element * (parameters + cached);
@@ -74,18 +75,19 @@ Exit bench_decode(const BenchFlags& flags, Call& call) {
     }
     const double share = bytes / seconds / ceilings.copy_bytes_per_second;
     if (call.common.json) {
-        print_line(nlohmann::ordered_json{{"model", subject.name},
-                                          {"device", description},
-                                          {"dtype", device.dtype},
-                                          {"cached", flags.cached},
-                                          {"new_tokens", flags.new_tokens},
-                                          {"tokens_per_second", 1 / seconds},
-                                          {"prefill_tokens_per_second", flags.cached / prefill},
-                                          {"bytes_per_token", bytes},
-                                          {"bytes_per_second", bytes / seconds},
-                                          {"copy_bytes_per_second", ceilings.copy_bytes_per_second},
-                                          {"copy_share", share}}
-                       .dump());
+        print_line(nlohmann::ordered_json{
+            {"model", subject.name},
+            {"device", description},
+            {"dtype", device.dtype},
+            {"cached", flags.cached},
+            {"new_tokens", flags.new_tokens},
+            {"tokens_per_second", 1 / seconds},
+            {"prefill_tokens_per_second", flags.cached / prefill},
+            {"bytes_per_token", bytes},
+            {"bytes_per_second", bytes / seconds},
+            {"copy_bytes_per_second", ceilings.copy_bytes_per_second},
+            {"copy_share",
+             share}}.dump());
         return Exit::kDone;
     }
     print_line(fmt::format("{}, {}: one sequence, {} tokens cached", subject.name, description, flags.cached));

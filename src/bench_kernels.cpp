@@ -1,5 +1,5 @@
-// `orpo bench kernels`: each operation alone, each run after the caches were emptied. `orpo bench progress`: the versions
-// of kernels/progress/, compared with the reference first.
+// `orpo bench kernels`: each operation alone, each run after the caches were emptied. `orpo bench progress`: the
+// versions of kernels/progress/, compared with the reference first.
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
@@ -45,14 +45,15 @@ void print_json(const BenchReport& report, const BenchSubject& subject, const De
         }
         rows.push_back(one);
     }
-    print_line(nlohmann::ordered_json{{"model", subject.name},
-                                      {"device", report.device},
-                                      {"dtype", device.dtype},
-                                      {"tokens", tokens},
-                                      {"copy_bytes_per_second", report.ceilings.copy_bytes_per_second},
-                                      {"gemm_ceiling_flops", report.ceilings.gemm_flops_per_second},
-                                      {"operations", rows}}
-                   .dump());
+    print_line(nlohmann::ordered_json{
+        {"model", subject.name},
+        {"device", report.device},
+        {"dtype", device.dtype},
+        {"tokens", tokens},
+        {"copy_bytes_per_second", report.ceilings.copy_bytes_per_second},
+        {"gemm_ceiling_flops", report.ceilings.gemm_flops_per_second},
+        {"operations",
+         rows}}.dump());
 }
 
 void print_table(const BenchReport& report, const BenchSubject& subject, size_t tokens) {
@@ -64,7 +65,8 @@ void print_table(const BenchReport& report, const BenchSubject& subject, size_t 
     print_line(fmt::format("  {:<20}{:<26}{:>12}{:>16}{:>7}{:>10}{}", "operation", "", "us", "rate", "%", "limit",
                            checked ? "   error" : ""));
     for (const BenchRow& row : report.rows) {
-        const std::string check = row.error == -1 ? "" : fmt::format("   {:.1e}{}", row.error, row.sound() ? "" : " WRONG");
+        const std::string check =
+            row.error == -1 ? "" : fmt::format("   {:.1e}{}", row.error, row.sound() ? "" : " WRONG");
         print_line(fmt::format("  {:<20}{:<26}{:>12.1f}{:>16}{:>7.1f}{:>10}{}", row.operation, row.name,
                                row.seconds * 1e6, rate(row, report.ceilings), 100 * row.share(report.ceilings),
                                row.bound_by_memory(report.ceilings) ? "memory" : "products", check));

@@ -1,6 +1,6 @@
 // `orpo bench train`: seconds of whole optimizer steps on made-up pairs, beside what the machine can do: on a CPU the
-// rate of the step's own products, each shape run alone in the same process, the faster of our kernel and oneDNN's; on a
-// GPU one large product.
+// rate of the step's own products, each shape run alone in the same process, the faster of our kernel and oneDNN's; on
+// a GPU one large product.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -113,8 +113,13 @@ double cpu_ceiling(const ModelConfig& config, const LoraLayout& lora, const Engi
     CpuOptions cpu;
     cpu.threads = device.threads, cpu.dtype = parse_dtype(device.dtype);
     Cpu k(cpu);
-    k.reserve({options.sizes.tokens, options.sizes.heads, config.C, config.I, config.V,
-               {config.H, config.KV, config.HS}, true});
+    k.reserve({options.sizes.tokens,
+               options.sizes.heads,
+               config.C,
+               config.I,
+               config.V,
+               {config.H, config.KV, config.HS},
+               true});
     return measure_ceiling(k, step_shapes(config, lora, options.sizes.tokens, options.sizes.heads), k.bf16());
 }
 
@@ -124,7 +129,8 @@ double base_loss(Engine& engine, const std::vector<MicroBatch>& batches) {
     for (const MicroBatch& mb : batches) {
         std::vector<double> logp(mb.heads.size());
         engine.evaluate(mb, logp);
-        for (const PairRecord& pair : pair_records(mb, logp)) loss += pair.loss.nll + pair.odds_weight * pair.loss.odds_loss;
+        for (const PairRecord& pair : pair_records(mb, logp))
+            loss += pair.loss.nll + pair.odds_weight * pair.loss.odds_loss;
     }
     return loss;
 }

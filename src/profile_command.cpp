@@ -27,13 +27,14 @@ void print_cpu(const OperationTimes& times, double seconds, const BenchSubject& 
         list.push_back({{"operation", name}, {"calls", t.calls}, {"seconds", t.seconds}, {"flops", t.flops}});
     }
     if (as_json)
-        return print_line(nlohmann::ordered_json{{"model", subject.name},
-                                                 {"device", description},
-                                                 {"layers", subject.config.L},
-                                                 {"tokens", tokens},
-                                                 {"seconds", seconds},
-                                                 {"operations", list}}
-                              .dump());
+        return print_line(nlohmann::ordered_json{
+            {"model", subject.name},
+            {"device", description},
+            {"layers", subject.config.L},
+            {"tokens", tokens},
+            {"seconds", seconds},
+            {"operations",
+             list}}.dump());
     print_line(fmt::format("{}, {} layer(s), {}: one step of {} tokens, {:.1f} ms", subject.name, subject.config.L,
                            description, tokens, seconds * 1e3));
     print_line(fmt::format("  {:<20}{:>8}{:>11}{:>8}{:>11}", "operation", "calls", "ms", "%", "GFLOP/s"));
@@ -52,19 +53,20 @@ Exit profile(const BenchFlags& flags, Call& call) {
     const EngineOptions options = training_options(flags, batches);
     const size_t tokens = batches[0].ids.size();
     if (device.device != "cpu") {
-        const double seconds =
-            profile_cuda(device, subject.config, subject.weights.get(), options, batches[0]);
+        const double seconds = profile_cuda(device, subject.config, subject.weights.get(), options, batches[0]);
         if (call.common.json)
-            print_line(nlohmann::ordered_json{{"model", subject.name},
-                                              {"device", describe_cuda()},
-                                              {"layers", subject.config.L},
-                                              {"tokens", tokens},
-                                              {"seconds", seconds}}
-                           .dump());
+            print_line(nlohmann::ordered_json{
+                {"model", subject.name},
+                {"device", describe_cuda()},
+                {"layers", subject.config.L},
+                {"tokens", tokens},
+                {"seconds",
+                 seconds}}.dump());
         else
-            print_line(fmt::format("{}, {} layer(s), {}: one step of {} tokens without graphs, {:.2f} ms; run it under "
-                                   "nsys or ncu (README, Profiling)",
-                                   subject.name, subject.config.L, describe_cuda(), tokens, seconds * 1e3));
+            print_line(
+                fmt::format("{}, {} layer(s), {}: one step of {} tokens without graphs, {:.2f} ms; run it under "
+                            "nsys or ncu (README, Profiling)",
+                            subject.name, subject.config.L, describe_cuda(), tokens, seconds * 1e3));
         return Exit::kDone;
     }
     CpuOptions cpu;
@@ -89,12 +91,14 @@ Exit profile(const BenchFlags& flags, Call& call) {
 
 void add_profile_command(Commands& commands) {
     const auto flags = std::make_shared<BenchFlags>();
-    CLI::App& app = commands.add("profile", "one optimizer step of a shallow model, for nsys and ncu",
-                                 "  orpo profile --model 135M\n  nsys profile -c cudaProfilerApi orpo profile --device cuda\n",
-                                 [flags](Call& call) { return profile(*flags, call); });
+    CLI::App& app =
+        commands.add("profile", "one optimizer step of a shallow model, for nsys and ncu",
+                     "  orpo profile --model 135M\n  nsys profile -c cudaProfilerApi orpo profile --device cuda\n",
+                     [flags](Call& call) { return profile(*flags, call); });
     flags->add_model(app), flags->add_pairs(app);
     app.add_option("--layers", flags->layers, "layers of the model, with made-up weights")->check(CLI::Range(1, 1000));
-    app.add_option("--steps", flags->steps, "steps that are timed on a CPU; the best is shown")->check(CLI::Range(1, 1000));
+    app.add_option("--steps", flags->steps, "steps that are timed on a CPU; the best is shown")
+        ->check(CLI::Range(1, 1000));
 }
 
 }  // namespace orpo

@@ -20,8 +20,8 @@ constexpr int kFewRows = 4;  // up to here a product reads W once: gemv
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// Pads are texts of their own at position 0, so that every kernel meets finite numbers and sane indices there (tables of
-// positions may be short); they have no place in the batch, so that nothing of them goes into a sequence's cache.
+// Pads are texts of their own at position 0, so that every kernel meets finite numbers and sane indices there (tables
+// of positions may be short); they have no place in the batch, so that nothing of them goes into a sequence's cache.
 void pad(HostBatch& batch, const MicroBatch& mb, int tokens, int heads, int pairs) {
     MicroBatch padded = mb;
     for (int n = static_cast<int>(mb.ids.size()); n < tokens; n += 64) {
@@ -271,8 +271,8 @@ void Cuda<Store>::logits(const Batch& b, int C, const T* n, const Weight& W, flo
         if (rows <= kFewRows)
             gemv<T, float>(stream(), rows, W.rows, C, gathered_, W.data, to);
         else
-            multiply("logits", {false, true, rows, W.rows, C, C, C, W.rows, 1, false, kStore, Number::kFloat}, gathered_, W.data,
-                     to);
+            multiply("logits", {false, true, rows, W.rows, C, C, C, W.rows, 1, false, kStore, Number::kFloat},
+                     gathered_, W.data, to);
     }
 }
 

@@ -189,8 +189,20 @@ __device__ __forceinline__ float warp_max(float x) {
 }  // namespace orpo::cuda
 
 #ifdef __CUDACC__
+#ifdef ORPO_LAUNCH_WAITS
+// The kernel tests on a device (tests/device/) read results at once.
+namespace orpo::cuda {
+void launched(const char* kernel);  // waits; throws when the kernel failed
+}
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)            \
+    do {                                                                  \
+        (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);     \
+        ::orpo::cuda::launched(#kernel);                                  \
+    } while (0)
+#else
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#endif
 // More than 48 KiB of dynamic shared memory must be asked for.
 #define ALLOW_SHARED(kernel, bytes) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)
 #else

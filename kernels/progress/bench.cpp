@@ -95,9 +95,15 @@ double context(const MicroBatch& mb) {
 class AttentionRun {
   public:
     AttentionRun(Device& device, const MicroBatch& mb, Heads heads)
-        : device_(device), heads_(heads), N_(mb.ids.size()), values_(random_values(N_ * width(), 1)),
-          tiles_(device, made(mb)), qkv_(device, stored(values_)), o_(device, N_ * heads.H * 64),
-          lse_(device, N_ * heads.H), scores_(device, N_ * N_ * heads.H) {}
+        : device_(device),
+          heads_(heads),
+          N_(mb.ids.size()),
+          values_(random_values(N_ * width(), 1)),
+          tiles_(device, made(mb)),
+          qkv_(device, stored(values_)),
+          o_(device, N_ * heads.H * 64),
+          lse_(device, N_ * heads.H),
+          scores_(device, N_ * N_ * heads.H) {}
     void launch(const Version<Attention>& version) {
         version.launch(device_.stream(), static_cast<int>(N_), static_cast<int>(tile_count_), heads_, tiles_.data(),
                        qkv_.data(), scores_.data(), o_.data(), lse_.data());
@@ -136,8 +142,9 @@ void attention_rows(Device& device, const Shapes& s, const Timer& timer, std::ve
     const double N = static_cast<double>(s.batch.ids.size());
     for (const auto& version : attention_versions()) {
         check.launch(version);
-        BenchRow row{"attention", version.name, 0, 4.0 * 64 * H * context(s.batch), 2 * N * (2 * H + 2 * KV) * 64,
-                     check.error(o, lse), kTolerance};
+        BenchRow row{
+            "attention",         version.name, 0, 4.0 * 64 * H * context(s.batch), 2 * N * (2 * H + 2 * KV) * 64,
+            check.error(o, lse), kTolerance};
         if (row.sound()) row.seconds = timer([&] { whole.launch(version); });
         rows.push_back(row);
     }
@@ -146,10 +153,18 @@ void attention_rows(Device& device, const Shapes& s, const Timer& timer, std::ve
 class NormRun {
   public:
     NormRun(Device& device, int N, int C)
-        : device_(device), N_(N), C_(C), x_values_(random_values(size(), 1)), d_values_(random_values(size(), 2)),
-          w_values_(random_values(static_cast<size_t>(C), 3)), x_(device, stored(x_values_)),
-          d_(device, stored(d_values_)), x2_(device, size()), y_(device, size()),
-          w_(device, std::vector<float>(w_values_.begin(), w_values_.end())), r_(device, static_cast<size_t>(N)) {}
+        : device_(device),
+          N_(N),
+          C_(C),
+          x_values_(random_values(size(), 1)),
+          d_values_(random_values(size(), 2)),
+          w_values_(random_values(static_cast<size_t>(C), 3)),
+          x_(device, stored(x_values_)),
+          d_(device, stored(d_values_)),
+          x2_(device, size()),
+          y_(device, size()),
+          w_(device, std::vector<float>(w_values_.begin(), w_values_.end())),
+          r_(device, static_cast<size_t>(N)) {}
     void launch(const Version<AddRmsnorm>& version) {
         version.launch(device_.stream(), N_, C_, 1e-5f, x_.data(), d_.data(), w_.data(), x2_.data(), y_.data(),
                        r_.data());
@@ -186,8 +201,13 @@ void norm_rows(Device& device, const Shapes& s, const Timer& timer, std::vector<
 class XentRun {
   public:
     XentRun(Device& device, int n, int V)
-        : device_(device), n_(n), V_(V), values_(random_values(static_cast<size_t>(n) * V, 4, 3)),
-          rows_values_(made(n, V)), rows_(device, rows_values_), z_(device, values_.size()),
+        : device_(device),
+          n_(n),
+          V_(V),
+          values_(random_values(static_cast<size_t>(n) * V, 4, 3)),
+          rows_values_(made(n, V)),
+          rows_(device, rows_values_),
+          z_(device, values_.size()),
           logp_(device, static_cast<size_t>(n)) {
         reset();
     }

@@ -1,7 +1,7 @@
 // From naive to ours: three operations of kernels/cuda/, each in the versions on the way there, kept for readers. The
 // last version of every list is the kernel that training uses. Every file's head says what changed and what that was
-// expected to buy; `orpo bench progress` checks them against the reference, then times them; tests/simt/progress_test.cpp
-// checks them on a CPU.
+// expected to buy; `orpo bench progress` checks them against the reference, then times them;
+// tests/simt/progress_test.cpp checks them on a CPU.
 #pragma once
 
 #include <vector>
@@ -50,10 +50,9 @@ inline std::vector<Version<AddRmsnorm>> add_rmsnorm_versions() {
     return {{"1 a thread a row", add_rmsnorm_1},
             {"2 a block a row", add_rmsnorm_2},
             {"3 a warp a row, add fused", add_rmsnorm_3},
-            {"4 ours", [](Stream stream, int N, int C, float eps, const bf16* x, const bf16* d, const float* w,
-                          bf16* x2, bf16* y, float* r) {
-                 cuda::add_rmsnorm<bf16>(stream, N, C, static_cast<double>(eps), x, d, w, x2, y, r);
-             }}};
+            {"4 ours",
+             [](Stream stream, int N, int C, float eps, const bf16* x, const bf16* d, const float* w, bf16* x2, bf16* y,
+                float* r) { cuda::add_rmsnorm<bf16>(stream, N, C, static_cast<double>(eps), x, d, w, x2, y, r); }}};
 }
 inline std::vector<Version<SoftmaxXent>> softmax_xent_versions() {
     return {{"1 a thread a row", softmax_xent_1},

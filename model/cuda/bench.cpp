@@ -1,11 +1,12 @@
 // The CUDA library's doors for `orpo bench` and `orpo profile`.
+#include "kernels/progress/bench.h"
+
 #include <algorithm>
 #include <functional>
 #include <memory>
 
 #include "base/error.h"
 #include "kernels/cuda/cuda.h"
-#include "kernels/progress/bench.h"
 #include "model/bench_operations.h"
 #include "model/cuda/entry.h"
 #include "model/engine_of.h"
@@ -23,7 +24,9 @@ using Work = std::function<void()>;
 class Timer {
   public:
     Timer(Device& device, const BenchRequest& request)
-        : device_(device), repeats_(request.repeats), bytes_(std::min(kFlushBytes, request.copy_bytes)),
+        : device_(device),
+          repeats_(request.repeats),
+          bytes_(std::min(kFlushBytes, request.copy_bytes)),
           flushed_(device.allocate(bytes_)) {}
     double operator()(const Work& work) {
         double best = 1e30;
@@ -60,7 +63,8 @@ Ceilings measure(Device& device, const BenchRequest& request) {
     for (unsigned char* p = host.data(); p < host.data() + bytes; p += 2) {
         state = state * 1664525u + 1013904223u;
         // bf16, or the high half of a float: a sign, an exponent of 125 or 126, and a mantissa.
-        const auto bits = static_cast<uint16_t>((state >> 31) << 15 | (125u + (state >> 30 & 1)) << 7 | (state >> 20 & 127));
+        const auto bits =
+            static_cast<uint16_t>((state >> 31) << 15 | (125u + (state >> 30 & 1)) << 7 | (state >> 20 & 127));
         __builtin_memcpy(p, &bits, 2);
     }
     for (void* to_fill : {A, B}) device.copy_in(to_fill, host.data(), bytes);
@@ -116,7 +120,10 @@ extern "C" BenchReport orpo_cuda_bench(int index, const BenchRequest& request) {
     if (request.what == BenchRequest::What::kProgress) {
         const ModelConfig& c = request.shapes.config;
         Timer timer(*device, request);
-        const progress::Shapes shapes{request.shapes.batch, {c.H, c.KV}, c.C, c.V,
+        const progress::Shapes shapes{request.shapes.batch,
+                                      {c.H, c.KV},
+                                      c.C,
+                                      c.V,
                                       std::min(1024, static_cast<int>(request.shapes.batch.heads.size()))};
         report.rows = progress::rows(*device, shapes, [&](const Work& work) { return timer(work); });
     }

@@ -33,7 +33,7 @@ struct BenchRequest {
     std::string dtype = "bf16";  // of kKernels and of the product; kernels/progress/ is bf16
     BenchShapes shapes;
     int repeats = 10;
-    int gemm_size = 8192;               // the ceiling's product: this cubed
+    int gemm_size = 8192;                   // the ceiling's product: this cubed
     int64_t copy_bytes = int64_t{1} << 30;  // the ceiling's copy
 };
 using Bench = BenchReport (*)(int index, const BenchRequest& request);
