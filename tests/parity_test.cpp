@@ -71,11 +71,12 @@ void write_rows(const std::string& from, const std::string& to, int count) {
     io::write_file_atomic(to, text);
 }
 
-// tolerance: of every metric, relative above 1. On this model transformers' fp32 log-probabilities are on average 9e-6 a
-// token away from its own double precision, ours 1e-7. AdamW's first updates are nearly the sign of the gradient, so at
-// a high rate with little or no warm-up a difference that small decides which way the smallest elements go: those two
-// cases get more room.
-void check_case(const std::string& name, double tolerance) {
+// Of every metric and of the gradient norm, relative above 1; of the adapter, relative to its own change.
+struct Tolerance {
+    double metric = 2e-5, gradient_norm = 2e-5, adapter = 1e-3;
+};
+
+void check_case(const std::string& name, const Tolerance& tolerance) {
     const std::string folder = std::string(std::getenv("ORPO_TEST_DATA")) + "/golden/trl/";
     Model model;
     try {
@@ -120,7 +121,8 @@ void check_case(const std::string& name, double tolerance) {
             const double reference = value, got = row.at(key).is_number() ? row.at(key).get<double>() : NAN;
             const double error = std::abs(got - reference) / std::max(1.0, std::abs(reference));
             worst = std::isfinite(error) ? std::max(worst, error) : INFINITY;
-            CHECK_MESSAGE(error <= tolerance, name, " step ", step, " ", key, ": ", got, ", TRL has ", reference);
+            const double allowed = key == "grad_norm" ? tolerance.gradient_norm : tolerance.metric;
+            CHECK_MESSAGE(error <= allowed, name, " step ", step, " ", key, ": ", got, ", TRL has ", reference);
         }
     }
     CHECK(step == steps);
@@ -151,16 +153,29 @@ void check_case(const std::string& name, double tolerance) {
     for (size_t j = 0; j < got.size(); ++j)
         difference += (got[j] - projections[j].get<double>()) * (got[j] - projections[j].get<double>()) /
                       static_cast<double>(got.size());
-    CHECK(std::sqrt(difference) <= 1e-3 * reference);
-    CHECK(std::sqrt(norms) <= 1e-3 * reference);
-    CHECK(std::abs(std::sqrt(change) - reference) <= 1e-3 * reference);
+    CHECK(std::sqrt(difference) <= tolerance.adapter * reference);
+    CHECK(std::sqrt(norms) <= tolerance.adapter * reference);
+    CHECK(std::abs(std::sqrt(change) - reference) <= tolerance.adapter * reference);
     MESSAGE(name, ": largest error of a metric ", worst, ", adapter off by ", std::sqrt(difference) / reference,
             " of its change");
 }
 
 }  // namespace
 
-TEST_CASE("TRL: plain strings, two pairs a step, linear without warm-up") { check_case("plain", 5e-4); }
-TEST_CASE("TRL: conversations, beta 0.5, cosine with warm-up") { check_case("chat", 2e-5); }
-TEST_CASE("TRL: one pair a step, q and v only, rank-stabilised, constant, lr 2e-3") { check_case("single", 2e-4); }
-TEST_CASE("TRL: implicit prompts, cut answers, weight decay, inverse square root") { check_case("wide", 2e-5); }
+TEST_CASE("TRL: conversations, beta 0.5, cosine with warm-up") { check_case("chat", {}); }
+TEST_CASE("TRL: implicit prompts, cut answers, weight decay, inverse square root") { check_case("wide", {}); }
+
+// AdamW's first updates are nearly the sign of the gradient: at a high rate with little or no warm-up a difference of
+// 1e-5 decides which way the smallest elements go. In fp32 TRL's NLL is that far from TRL in double precision
+// (tools/make_trl_golden.py says why): orpo follows the double runs as closely as the calmer cases.
+TEST_CASE("TRL in double: plain strings, two pairs a step, linear without warm-up") {
+    check_case("plain-double", {2e-5, 1e-4, 4e-4});
+}
+TEST_CASE("TRL in double: one pair a step, q and v only, rank-stabilised, constant, lr 2e-3") {
+    check_case("single-double", {2e-5, 1e-4, 4e-4});
+}
+// The same two in fp32, as far as TRL in fp32 agrees with itself in double.
+TEST_CASE("TRL: plain strings, two pairs a step, linear without warm-up") { check_case("plain", {2e-4, 5e-4, 1e-3}); }
+TEST_CASE("TRL: one pair a step, q and v only, rank-stabilised, constant, lr 2e-3") {
+    check_case("single", {2e-4, 2e-4, 1e-3});
+}
