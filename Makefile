@@ -4,11 +4,12 @@
 #   make test         installs, builds everything and runs every test (with the real model); with clang, it also lets
 #                     libFuzzer search each parser for a minute (FUZZ_SECONDS=0: neither clang nor this)
 #   make kernel-report   counts what every CUDA kernel asks of memory, and writes docs/kernel-report.md (no GPU needed)
+#   make mutation-check  spoils every barrier of the CUDA kernels in turn and shows which test notices (no GPU needed)
 BUILD ?= build
 JOBS  ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 
-.PHONY: all orpo quickstart test kernel-report setup configure clean
+.PHONY: all orpo quickstart test kernel-report mutation-check setup configure clean
 all: orpo
 
 setup:
@@ -38,6 +39,9 @@ endif
 kernel-report: configure
 	cmake --build $(BUILD) -j $(JOBS) --target kernel_report
 	$(BUILD)/tests/simt/kernel_report docs
+
+mutation-check: configure
+	cmake --build $(BUILD) -j $(JOBS) --target mutation-check
 
 clean:
 	rm -rf $(BUILD) orpo

@@ -28,7 +28,7 @@ struct HeadRow {
     int32_t pair = 0;  // index into MicroBatch::pairs
     Part part = Part::kPrompt;
     int32_t in_odds = 0;  // 1: counts in the mean log-probability of its answer
-    int32_t unused = 0;
+    int32_t text = 0;     // generation: number of the text, part of every draw's counter
     double nll_weight = 0;  // NLL = sum over rows of nll_weight * -logp; 0: not part of it
 };
 
@@ -41,6 +41,20 @@ struct MicroBatch {
     std::vector<HeadRow> heads;
     uint64_t dropout_key = 0;  // stream_key(seed, Stream::kDropout)
     uint32_t step = 0;         // optimizer step, for dropout
+};
+
+// How the next token is drawn from a row of logits, in this order.
+struct SampleRule {
+    double temperature = 0;  // 0: greedy, the likeliest token, the lowest id among equals
+    int32_t top_k = 0;       // 0: off
+    double top_p = 1;        // the fewest likeliest tokens that together have at least this share
+    double min_p = 0;        // tokens at least this likely relative to the likeliest
+};
+// One draw for each head row: random is Philox of (key; place, HeadRow::text, 0, 0), nothing else.
+struct Draw {
+    SampleRule rule;
+    uint64_t key = 0;    // stream_key(seed, Stream::kSample)
+    uint32_t place = 0;  // of the drawn token in its text
 };
 
 // Rows [first, first + rows) train adapter `slot`.

@@ -39,6 +39,7 @@
 //   orpo               c_t of every head row (kernels/orpo_pair.h)                 ~ 20 pairs          2 rows
 //   scatter_scaled     dn[n] = sum over the head rows i at n of c_i U_i            2 rows C            rows C + N C
 //   logits             z = n[row] W^T, in F                                        2 rows C V          rows (C + V) + W
+//   sample             the next token of each row of logits (kernels/sample.h)     ~ 20 rows V         rows V
 //   squared_norms      sum of g^2 of each slot, in double                          2 n                 n
 //   adamw              PyTorch's AdamW, decoupled weight decay                     ~ 14 n              7 n
 //   cast               y = (T) x                                                   0                   2 n
@@ -97,7 +98,7 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
                            double* d, const double* cd, const typename K::Weight& W, typename K::Batch& wb,
                            const typename K::Batch& b, const MicroBatch& mb, const RowReader& reader, Limits limits,
                            HeadShape h, int n, int64_t n64, double s, bool flag, uint32_t u, const AdamwSlot* slots,
-                           std::string name) {
+                           std::string name, const Draw& draw, int32_t* ids) {
     // --- memory: all of it before the first step. While planning, allocate returns null and write/zero do nothing.
     { k.planning() } -> std::convertible_to<bool>;
     { k.memory() } -> std::convertible_to<const MemoryTable&>;
@@ -169,6 +170,9 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     k.squared_norms(n, n64, cf, d);
     // slots, n, AdamwSlot (slots), p, g, m, v
     k.adamw(n, n64, slots, f, cf, f, f);
+
+    // --- drawing.  V, z (heads, V), draw, ids (heads): host memory. Error(kDiverged) for NaN.
+    k.sample(b, n, cf, draw, ids);
 
     // --- generation. Row n belongs to sequence mask_pair / 2 and stands at positions[n] of it.
     // shape, capacity, qkv (N, width) after rope, cache (sequences, capacity, 2, KV, HS)

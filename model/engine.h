@@ -53,9 +53,12 @@ class Engine {
     virtual void read(Arena arena, int slot, std::span<float> values) = 0;
     virtual void write(Arena arena, int slot, std::span<const float> values) = 0;
 
-    // Generation (sizes.sequences > 0). logits: (heads, V). A row's sequence is its pair's pair_in_batch.
-    virtual void prefill(const MicroBatch& mb, std::span<float> logits) = 0;
-    virtual void decode(const MicroBatch& mb, std::span<float> logits) = 0;
+    // Generation (sizes.sequences > 0). A row's sequence is its pair's pair_in_batch. Whole prompts, or one new row of
+    // each sequence, go through; then the tokens that follow are drawn, ids: (heads), or logits are read: (heads, V).
+    virtual void prefill(const MicroBatch& mb) = 0;
+    virtual void decode(const MicroBatch& mb) = 0;
+    virtual void sample(const Draw& draw, std::span<int32_t> ids) = 0;
+    virtual void read_logits(std::span<float> logits) = 0;
 };
 
 // device: "cpu" or "cuda:i"; dtype: "auto", "fp32" or "bf16"; threads: 0 = all cores. weights may be null while

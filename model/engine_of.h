@@ -96,15 +96,25 @@ class EngineOf final : public Engine {
         stale_ = true;
     }
 
-    void prefill(const MicroBatch& mb, std::span<float> logits) override {
+    void prefill(const MicroBatch& mb) override {
         k_->upload(mb, *batch_);
         transformer_->prefill(*batch_, adapters());
-        read_logits(logits);
     }
-    void decode(const MicroBatch& mb, std::span<float> logits) override {
+    void decode(const MicroBatch& mb) override {
         k_->upload(mb, *batch_);
         transformer_->decode(*batch_, adapters());
-        read_logits(logits);
+    }
+    // A backend may score more rows than the batch has, to fill up sizes that it knows.
+    void sample(const Draw& draw, std::span<int32_t> ids) override {
+        ORPO_CHECK(static_cast<int>(ids.size()) <= batch_->heads_n);
+        drawn_.resize(static_cast<size_t>(batch_->heads_n));
+        k_->sample(*batch_, config_.V, transformer_->logits(), draw, drawn_.data());
+        std::copy_n(drawn_.begin(), ids.size(), ids.begin());
+    }
+    void read_logits(std::span<float> logits) override {
+        std::vector<F> host(logits.size());
+        k_->read(static_cast<int64_t>(host.size()), transformer_->logits(), host.data());
+        std::copy(host.begin(), host.end(), logits.begin());
     }
 
     K& kernels() { return *k_; }
@@ -130,12 +140,6 @@ class EngineOf final : public Engine {
             return compute_;
         }
     }
-    void read_logits(std::span<float> logits) {
-        std::vector<F> host(logits.size());
-        k_->read(static_cast<int64_t>(host.size()), transformer_->logits(), host.data());
-        std::copy(host.begin(), host.end(), logits.begin());
-    }
-
     std::unique_ptr<K> k_;
     std::string description_;
     ModelConfig config_;
@@ -146,6 +150,7 @@ class EngineOf final : public Engine {
     F *params_ = nullptr, *grads_ = nullptr, *moment1_ = nullptr, *moment2_ = nullptr;
     T* compute_ = nullptr;
     bool stale_ = true;
+    std::vector<int32_t> drawn_;
     std::unique_ptr<Transformer<K>> transformer_;
     std::unique_ptr<typename K::Batch> batch_;
 };

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <string>
 
 #include "base/error.h"
@@ -20,8 +19,9 @@ struct Running {
     TextStream stream;
 };
 
-// Rows of a whole prompt, or one new row.
-void add_rows(MicroBatch& mb, std::span<const int32_t> ids, int32_t first_position, int32_t place, int slot) {
+// Rows of a whole prompt, or one new row. text: the number by which its tokens are drawn.
+void add_rows(MicroBatch& mb, std::span<const int32_t> ids, int32_t first_position, int32_t place, uint32_t text,
+              int slot) {
     PairSpan span;
     span.begin = static_cast<int32_t>(mb.ids.size());
     span.chosen = span.rejected = span.end = span.begin + static_cast<int32_t>(ids.size());
@@ -29,6 +29,7 @@ void add_rows(MicroBatch& mb, std::span<const int32_t> ids, int32_t first_positi
     span.slot = slot, span.pair_in_batch = place;
     HeadRow head;
     head.row = span.end - 1, head.pair = static_cast<int32_t>(mb.pairs.size());
+    head.text = static_cast<int32_t>(text);
     mb.ids.insert(mb.ids.end(), ids.begin(), ids.end());
     for (size_t i = 0; i < ids.size(); ++i) mb.positions.push_back(first_position + static_cast<int32_t>(i));
     mb.pairs.push_back(span);
@@ -48,50 +49,6 @@ void Sampling::check() const {
         if (stop.empty()) refuse("--stop must not be empty");
 }
 
-int32_t sample(std::span<const float> logits, const Sampling& sampling, double random) {
-    const auto V = static_cast<int32_t>(logits.size());
-    const auto best = static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-    for (const float z : logits)
-        if (std::isnan(z))
-            throw Error(Exit::kDiverged, "the model computes NaN; its weights or the adapter are damaged");
-    if (sampling.temperature <= 0 || sampling.top_k == 1) return best;
-
-    // Likeliest first, the lower id among equals; only as many as can be drawn are sorted.
-    std::vector<int32_t> order(V);
-    std::iota(order.begin(), order.end(), 0);
-    const auto likelier = [&](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-    int32_t count = sampling.top_k > 0 ? std::min(sampling.top_k, V) : V;
-    if (count < V)
-        std::partial_sort(order.begin(), order.begin() + count, order.end(), likelier);
-    else
-        std::sort(order.begin(), order.end(), likelier);
-
-    std::vector<double> weight(count);
-    double sum = 0;
-    for (int32_t i = 0; i < count; ++i) {
-        weight[i] = std::exp((static_cast<double>(logits[order[i]]) - logits[best]) / sampling.temperature);
-        sum += weight[i];
-    }
-    if (sampling.top_p < 1) {
-        double share = 0;
-        int32_t kept = 0;
-        while (kept < count && share < sampling.top_p * sum) share += weight[kept++];
-        count = kept, sum = share;
-    }
-    if (sampling.min_p > 0) {
-        int32_t kept = 0;
-        double share = 0;
-        while (kept < count && weight[kept] >= sampling.min_p * weight[0]) share += weight[kept++];
-        count = kept, sum = share;
-    }
-    double left = random * sum;
-    for (int32_t i = 0; i < count; ++i) {
-        left -= weight[i];
-        if (left < 0) return order[i];
-    }
-    return order[count - 1];
-}
-
 std::vector<Generated> generate(Engine& engine, const Tokenizer* tokenizer,
                                 std::span<const std::vector<int32_t>> prompts, const Sampling& sampling, int slot,
                                 const OnText& on_text) {
@@ -107,22 +64,24 @@ std::vector<Generated> generate(Engine& engine, const Tokenizer* tokenizer,
     }
 
     std::vector<Generated> results(prompts.size());
-    const uint64_t key = stream_key(sampling.seed, Stream::kSample);
-    const auto V = static_cast<size_t>(engine.config().V);
-    std::vector<float> logits;
+    const auto text_of = [&](size_t index) { return sampling.first + static_cast<uint32_t>(index); };
+    std::vector<int32_t> ids;
+    // Draws the tokens that follow the rows of the last micro-batch, all of them at the same place of their texts.
+    const auto draw = [&](size_t rows, size_t place) {
+        ids.resize(rows);
+        engine.sample({sampling, stream_key(sampling.seed, Stream::kSample), static_cast<uint32_t>(place)}, ids);
+    };
 
-    // Takes the next token of a sequence from its logits; true: the sequence has ended.
-    const auto advance = [&](Running& r, std::span<const float> z) {
+    // Takes the next token of a sequence; true: the sequence has ended.
+    const auto advance = [&](Running& r, int32_t next) {
         Generated& out = results[r.index];
-        const auto words =
-            philox(key, {static_cast<uint32_t>(out.ids.size()), sampling.first + static_cast<uint32_t>(r.index), 0, 0});
-        r.next = sample(z, sampling, uniform(words[0]));
-        const auto& ids = sampling.stop_ids;
-        bool ended = out.stopped = std::find(ids.begin(), ids.end(), r.next) != ids.end();
+        r.next = next;
+        const auto& stops = sampling.stop_ids;
+        bool ended = out.stopped = std::find(stops.begin(), stops.end(), next) != stops.end();
         if (!ended) {
-            out.ids.push_back(r.next);
-            if (tokenizer && !tokenizer->is_special(r.next))
-                ended = out.stopped = r.stream.add(tokenizer->token_bytes(r.next));
+            out.ids.push_back(next);
+            if (tokenizer && !tokenizer->is_special(next))
+                ended = out.stopped = r.stream.add(tokenizer->token_bytes(next));
             ended = ended || static_cast<int>(out.ids.size()) >= sampling.max_tokens || r.length >= sizes.max_positions;
         }
         const std::string piece = r.stream.take(ended);
@@ -137,20 +96,20 @@ std::vector<Generated> generate(Engine& engine, const Tokenizer* tokenizer,
         for (size_t i = begin; i < end; ++i) {
             MicroBatch mb;
             const auto place = static_cast<int32_t>(i - begin), length = static_cast<int32_t>(prompts[i].size());
-            add_rows(mb, prompts[i], 0, place, slot);
-            logits.resize(V);
-            engine.prefill(mb, logits);
+            add_rows(mb, prompts[i], 0, place, text_of(i), slot);
+            engine.prefill(mb);
+            draw(1, 0);
             Running r{i, place, length, 0, TextStream(sampling.stops)};
-            if (!advance(r, logits)) running.push_back(std::move(r));
+            if (!advance(r, ids[0])) running.push_back(std::move(r));
         }
-        while (!running.empty()) {
+        for (size_t at = 1; !running.empty(); ++at) {
             MicroBatch mb;
-            for (Running& r : running) add_rows(mb, {&r.next, 1}, r.length++, r.place, slot);
-            logits.resize(running.size() * V);
-            engine.decode(mb, logits);
+            for (Running& r : running) add_rows(mb, {&r.next, 1}, r.length++, r.place, text_of(r.index), slot);
+            engine.decode(mb);
+            draw(running.size(), at);
             std::vector<Running> left;
             for (size_t i = 0; i < running.size(); ++i)
-                if (!advance(running[i], std::span(logits).subspan(i * V, V))) left.push_back(std::move(running[i]));
+                if (!advance(running[i], ids[i])) left.push_back(std::move(running[i]));
             running.swap(left);
         }
     }

@@ -13,12 +13,8 @@
 
 namespace orpo {
 
-struct Sampling {
+struct Sampling : SampleRule {
     int max_tokens = 128;
-    double temperature = 0;  // 0: greedy, the likeliest token, the lowest id among equals
-    int top_k = 0;           // 0: off
-    double top_p = 1;        // the fewest likeliest tokens that together have at least this share
-    double min_p = 0;        // tokens at least this likely relative to the likeliest
     uint64_t seed = 0;
     uint32_t first = 0;              // number of the first prompt: prompts in several calls draw as in one
     std::vector<std::string> stops;  // text that ends a sequence; it is cut off
@@ -26,9 +22,6 @@ struct Sampling {
 
     void check() const;  // Error(kUsage) names the flag of an impossible value
 };
-
-// The next token. logits: (V). random: uniform in [0, 1). Order: temperature, top-k, top-p, min-p.
-int32_t sample(std::span<const float> logits, const Sampling& sampling, double random);
 
 struct Generated {
     std::vector<int32_t> ids;  // new tokens only

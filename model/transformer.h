@@ -72,9 +72,11 @@ class Transformer {
     const double* logp() const { return logp_; }  // (heads)
 
     // Generation. prefill: whole prompts (a pair without answers is a text), whose keys and values go to the cache.
-    // decode: one new row per sequence. Both leave the logits of the batch's head rows in logits(), (heads, V).
+    // decode: one new row per sequence; a device replays it. Both leave the logits of the batch's head rows in logits(), (heads, V).
     void prefill(const Batch& batch, const T* adapters) { generate(batch, adapters, Mode::kPrefill); }
-    void decode(const Batch& batch, const T* adapters) { generate(batch, adapters, Mode::kDecode); }
+    void decode(const Batch& batch, const T* adapters) {
+        k_.once("decode", batch, [&] { generate(batch, adapters, Mode::kDecode); });
+    }
     const F* logits() const { return logits_; }
 
     const TransformerSizes& sizes() const { return sizes_; }

@@ -107,6 +107,7 @@ class Cpu {
     void orpo(const Batch& b, const double* logp, double* coefficients);
     void scatter_scaled(const Batch& b, int C, const float* U, const double* coefficients, float* dn);
     void logits(const Batch& b, int C, const float* n, const Weight& W, float* z);
+    void sample(const Batch& b, int V, const float* z, const Draw& draw, int32_t* ids);
 
     // --- the optimizer (adamw.cpp)
     void squared_norms(int slots, int64_t n, const float* g, double* out);

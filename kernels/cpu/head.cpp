@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/orpo_pair.h"
+#include "kernels/sample.h"
 
 namespace orpo {
 
@@ -41,6 +42,12 @@ void Cpu::scatter_scaled(const Batch& b, int C, const float* U, const double* co
 
 void Cpu::logits(const Batch& b, int C, const float* n, const Weight& W, float* z) {
     for (int i = 0; i < b.heads_n; ++i) linear(1, n + int64_t{b.heads[i].row} * C, W, z + int64_t{i} * W.rows);
+}
+
+void Cpu::sample(const Batch& b, int V, const float* z, const Draw& draw, int32_t* ids) {
+    for (int i = 0; i < b.heads_n; ++i)
+        ids[i] = orpo::sample({z + int64_t{i} * V, static_cast<size_t>(V)}, draw.rule,
+                              draw_random(draw, b.heads[i].text));
 }
 
 }  // namespace orpo

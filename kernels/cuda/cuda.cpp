@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "kernels/sample.h"
 
 namespace orpo::cuda {
 
@@ -86,6 +87,7 @@ void Cuda<Store>::reserve(const Limits& limits) {
     gathered_ = allocate<T>(Category::kWorkspace, "head rows of a chunk", int64_t{chunk_} * limits.C);
     if (limits.gradients)
         delta_ = allocate<float>(Category::kWorkspace, "attention delta", int64_t{limits.tokens} * limits.shape.H);
+    ids_ = allocate<int32_t>(Category::kWorkspace, "drawn tokens", limits.heads);
     most_slots_ = kMostSlots;
     norms_ = allocate<double>(Category::kWorkspace, "norm sums", int64_t{kMostSlots} * (kNormBlocks + 1));
     steps_ = allocate<AdamwStep>(Category::kWorkspace, "AdamW steps", kMostSlots);
@@ -274,6 +276,13 @@ void Cuda<Store>::logits(const Batch& b, int C, const T* n, const Weight& W, flo
             multiply("logits", {false, true, rows, W.rows, C, C, C, W.rows, 1, false, kStore, Number::kFloat},
                      gathered_, W.data, to);
     }
+}
+
+template <class Store>
+void Cuda<Store>::sample(const Batch& b, int V, const float* z, const Draw& draw, int32_t* ids) {
+    cuda::sample(stream(), b.heads_n, V, b.heads, z, draw, ids_);
+    device_->copy_out(ids_, ids, b.heads_n * static_cast<int64_t>(sizeof(int32_t)));
+    if (std::any_of(ids, ids + b.heads_n, [](int32_t id) { return id < 0; })) refuse_nan_logits();
 }
 
 // --- the optimizer

@@ -154,6 +154,7 @@ class Cuda {
         cuda::scatter_scaled<T>(stream(), b.N, C, b.head1, b.head2, U, coefficients, dn);
     }
     void logits(const Batch& b, int C, const T* n, const Weight& W, float* z);
+    void sample(const Batch& b, int V, const float* z, const Draw& draw, int32_t* ids);
 
     // --- the optimizer
     void squared_norms(int slots, int64_t n, const float* g, double* out);
@@ -191,6 +192,7 @@ class Cuda {
     T* logits_ = nullptr;   // (chunk, V)
     T* gathered_ = nullptr; // (chunk, C)
     float* delta_ = nullptr;   // (tokens, H)
+    int32_t* ids_ = nullptr;   // (heads) drawn tokens
     double* norms_ = nullptr;  // partial sums, then totals
     AdamwStep* steps_ = nullptr;
     float* staged_ = nullptr;  // prepare: rows as fp32 on their way to T

@@ -89,23 +89,22 @@ __device__ __forceinline__ void cp_async_16(void* to, const void* from, bool val
 #endif
 }
 
-__device__ __forceinline__ void cp_async_commit() {
-#ifdef __CUDACC__
-    asm volatile("cp.async.commit_group;\n" ::: "memory");
-#else
-    simt::cp_commit();
-#endif
-}
-
 // Waits until at most `Keep` of this thread's groups are still on their way. Other threads' copies need a barrier too.
+#ifdef __CUDACC__
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 template <int Keep>
 __device__ __forceinline__ void cp_async_wait() {
-#ifdef __CUDACC__
     asm volatile("cp.async.wait_group %0;\n" ::"n"(Keep) : "memory");
-#else
-    simt::cp_wait(Keep);
-#endif
 }
+#else
+inline void cp_async_commit(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    simt::cp_commit(file, line);
+}
+template <int Keep>
+void cp_async_wait(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    simt::cp_wait(Keep, file, line);
+}
+#endif
 
 // Four 8x8 matrices of 16-bit values from shared memory: lane l gives the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ uint4 ldmatrix_x4(const void* row) {

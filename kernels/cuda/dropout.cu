@@ -2,7 +2,7 @@
 //   dropout      y = x keep / (1 - p)        reads and writes n elements
 //   dropout_add  dx += d keep / (1 - p)
 // One thread decides four channels with one Philox call (about 100 integer operations): bound by arithmetic on small T.
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/philox.cuh"
 
 namespace orpo::cuda {
 
@@ -10,21 +10,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Philox4x32-10 as base/philox.h has it; key and counter in, four words out.
-__device__ __forceinline__ uint4 philox4(uint64_t key, uint4 c) {
-    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-#pragma unroll
-    for (int round = 0; round < 10; ++round) {
-        const uint32_t h0 = __umulhi(0xD2511F53u, c.x), l0 = 0xD2511F53u * c.x;
-        const uint32_t h1 = __umulhi(0xCD9E8D57u, c.z), l1 = 0xCD9E8D57u * c.z;
-        c = make_uint4(h1 ^ c.y ^ k0, l1, h0 ^ c.w ^ k1, l0);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return c;
-}
-
-// Add: y += mask x, else y = mask x.   threshold: a word is dropped when (word >> 8) * 2^-24 < p
+// Add: y += mask x, else y = mask x.   threshold: a word is dropped when it is less than p as a uniform
 template <bool Add, class T>
 __global__ void dropout_kernel(int first, int64_t quads, int quads_per_row, double p, float keep, uint32_t tensor,
                                const BatchScalars* scalars, const int32_t* mask_pair, const int32_t* positions,
@@ -39,7 +25,7 @@ __global__ void dropout_kernel(int first, int64_t quads, int quads_per_row, doub
     const int64_t at = (n * quads_per_row + quad) * 4;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-        const float factor = (word[e] >> 8) * 0x1p-24 >= p ? keep : 0.0f;
+        const float factor = uniform24(word[e]) >= p ? keep : 0.0f;
         const float value = factor * to_float(x[at + e]);
         y[at + e] = from_float<T>(Add ? to_float(y[at + e]) + value : value);
     }

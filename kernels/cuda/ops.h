@@ -94,6 +94,9 @@ template <class T>
 void scatter_scaled(Stream stream, int N, int C, const int32_t* head1, const int32_t* head2, const T* U,
                     const double* coefficients, T* dn);
 
+// --- sample.cu. z (n, V), ids (n): the drawn tokens, -1 where a logit is NaN
+void sample(Stream stream, int n, int V, const HeadRow* rows, const float* z, const Draw& draw, int32_t* ids);
+
 // --- adamw.cu. Arenas (slots, n)
 struct AdamwStep {  // kernels.h's AdamwSlot, prepared on the host
     float lr_over_bias1, decay, beta1, beta2, inverse_sqrt_bias2, eps, grad_scale;

@@ -12,6 +12,7 @@
 #include "kernels/dropout_mask.h"
 #include "kernels/kernels.h"
 #include "kernels/orpo_pair.h"
+#include "kernels/sample.h"
 
 namespace orpo {
 
@@ -258,6 +259,13 @@ class Reference {
     }
     void logits(const Batch& b, int C, const T* n, const Weight& W, F* z) {
         for (int i = 0; i < b.heads_n; ++i) linear(1, n + int64_t{b.heads[i].row} * C, W, z + int64_t{i} * W.rows);
+    }
+
+    void sample(const Batch& b, int V, const F* z, const Draw& draw, int32_t* ids) {
+        for (int i = 0; i < b.heads_n; ++i) {
+            const std::vector<float> row(z + int64_t{i} * V, z + int64_t{i + 1} * V);
+            ids[i] = orpo::sample(row, draw.rule, draw_random(draw, b.heads[i].text));
+        }
     }
 
     // --- the optimizer

@@ -6,7 +6,9 @@
 #include "tests/simt/simt.h"
 #include "tests/simt/standin.h"
 
+#include "kernels/cpu/cpu.h"
 #include "model/engine_of.h"
+#include "model/generate.h"
 #include "tests/tiny_model.h"
 
 using namespace orpo;
@@ -126,6 +128,42 @@ TEST_CASE("stand-in: dropout masks are those of the reference") {
     Gpu<float> gpu(o);
     const Run got = train(*gpu.engine, pairs, 1, 64), want = train(*oracle(o, gpu.weights, gpu_config()), pairs, 1, 64);
     CHECK(relative_error(got.gradients, want.gradients) <= 1e-5);
+}
+
+TEST_CASE("stand-in, fp32: generation gives the CPU's text; decoding is replayed, and only token ids leave the device") {
+    EngineOptions o = options(80, Keep::kNothing);
+    o.sizes.sequences = o.sizes.heads = 3, o.sizes.max_positions = 90;
+    Gpu<float> gpu(o);
+    const auto cpu = std::make_unique<EngineOf<Cpu>>(std::make_unique<Cpu>(), "CPU", gpu_config(), &gpu.weights, o);
+    const auto adapter = random_adapter(cpu->lora(), "adapter");
+    for (Engine* engine : {gpu.engine.get(), static_cast<Engine*>(cpu.get())})
+        engine->write(Arena::kParameters, 0, adapter);
+    // Few rows (gemv), many rows (products, padded to a captured size), and more prompts than places.
+    std::vector<std::vector<int32_t>> prompts;
+    for (const int length : {70, 3, 20, 1}) prompts.push_back(random_ids("prompt" + std::to_string(length), length, 96));
+    Sampling greedy, drawn;
+    greedy.max_tokens = drawn.max_tokens = 6;
+    drawn.temperature = 0.9, drawn.top_k = 30, drawn.top_p = 0.95, drawn.min_p = 0.02, drawn.seed = 11;
+    for (const Sampling& sampling : {greedy, drawn}) {
+        const int64_t before = gpu.device->statistics().bytes_out;
+        const auto got = generate(*gpu.engine, nullptr, prompts, sampling), want = generate(*cpu, nullptr, prompts, sampling);
+        int64_t tokens = 0;
+        for (size_t i = 0; i < prompts.size(); ++i) {
+            CHECK(got[i].ids == want[i].ids);
+            tokens += static_cast<int64_t>(got[i].ids.size());
+        }
+        // A padded prompt scores up to `heads` rows.
+        CHECK(gpu.device->statistics().bytes_out - before <= (tokens + 3) * 4);
+    }
+    CHECK(gpu.device->statistics().replays >= 8);
+}
+
+TEST_CASE("stand-in: NaN weights are reported by generation") {
+    EngineOptions o = options(8, Keep::kNothing);
+    o.sizes.sequences = o.sizes.heads = 1;
+    Gpu<float> gpu(o);
+    gpu.engine->write(Arena::kParameters, 0, std::vector<float>(gpu.engine->lora().slot_size(), NAN));
+    CHECK_THROWS_AS(generate(*gpu.engine, nullptr, std::vector<std::vector<int32_t>>{{1, 2}}, Sampling{}), Error);
 }
 
 TEST_CASE("stand-in: device memory is not host memory, and an impossible plan is refused") {

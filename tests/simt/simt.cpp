@@ -258,9 +258,62 @@ void store_vector(void* to, const void* registers, int bytes) {
     std::memcpy(to, registers, static_cast<size_t>(bytes));
 }
 
-void cp_commit() { ++machine().self->commits; }
+namespace {
 
-void cp_wait(int keep) {
+enum class Spoilt { kNot, kDeleted, kWeakened };
+
+struct Mutation {
+    std::string file, name;
+    int line = 0;  // 0: none
+    Spoilt how = Spoilt::kNot;
+    bool reached = false;
+};
+Mutation parse_mutation(const char* text) {
+    Mutation m;
+    if (!text) return m;
+    std::vector<std::string> parts(1);
+    for (const char* c = text; *c; ++c) {
+        if (*c == ':') parts.emplace_back();
+        else parts.back() += *c;
+    }
+    if (parts.size() != 4) throw Fault(std::string("SIMT_MUTATION=") + text + ": file:line:name:how is wanted");
+    m.file = parts[0], m.line = std::atoi(parts[1].c_str()), m.name = parts[2];
+    m.how = parts[3] == "weaken" ? Spoilt::kWeakened : Spoilt::kDeleted;
+    return m;
+}
+Spoilt spoilt(const char* name, const char* file, int line) {
+    static Mutation m = parse_mutation(std::getenv("SIMT_MUTATION"));
+    if (m.line != line || m.name != name) return Spoilt::kNot;
+    const std::string where = file;
+    if (where.size() < m.file.size() || where.compare(where.size() - m.file.size(), m.file.size(), m.file) != 0)
+        return Spoilt::kNot;
+    if (!m.reached) std::fputs("the mutation was reached\n", stderr);
+    m.reached = true;
+    return m.how;
+}
+
+}  // namespace
+
+void block_barrier(const char* file, int line) {
+    switch (spoilt("barrier", file, line)) {
+        case Spoilt::kNot: return wait(State::kBlockBarrier, 0, line);
+        case Spoilt::kWeakened: return wait(State::kWarpBarrier, 0xffffffffu, line);
+        case Spoilt::kDeleted: return;
+    }
+}
+
+void warp_barrier(uint32_t mask, const char* file, int line) {
+    if (spoilt("warp", file, line) == Spoilt::kNot) wait(State::kWarpBarrier, mask, line);
+}
+
+void cp_commit(const char* file, int line) {
+    if (spoilt("commit", file, line) == Spoilt::kNot) ++machine().self->commits;
+}
+
+void cp_wait(int keep, const char* file, int line) {
+    const Spoilt how = spoilt("wait", file, line);
+    if (how == Spoilt::kDeleted) return;
+    if (how == Spoilt::kWeakened) ++keep;
     Thread& t = *machine().self;
     size_t done = 0;
     while (done < t.copies.size() && t.copies[done].group < t.commits - keep) perform(t.copies[done++]);

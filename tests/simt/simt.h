@@ -233,8 +233,19 @@ T shuffle(uint32_t mask, T v, int source, int line) {
 // ---- cp.async -------------------------------------------------------------------------------------------------------
 
 void cp_async(void* to, const void* from, int bytes, bool zero = false);
-void cp_commit();
-void cp_wait(int keep);  // all but the last `keep` groups have arrived
+void cp_commit(const char* file, int line);
+void cp_wait(int keep, const char* file, int line);  // all but the last `keep` groups have arrived
+
+// ---- barriers -------------------------------------------------------------------------------------------------------
+
+// Each of these and of the two above can be spoilt in one place at run time, to see that a test notices: the environment
+// holds SIMT_MUTATION=<end of the file's name>:<line>:<name>:delete, or :weaken, with the names
+//   barrier     __syncthreads: not there, or one of the warp only
+//   warp        __syncwarp: not there
+//   wait        cp_async_wait<N>: not there, or N + 1
+//   commit      cp_async_commit: not there
+void block_barrier(const char* file, int line);
+void warp_barrier(uint32_t mask, const char* file, int line);
 
 // ---- ldmatrix and mma -----------------------------------------------------------------------------------------------
 
@@ -295,9 +306,9 @@ class Guarded {
 
 // ---- CUDA's functions -----------------------------------------------------------------------------------------------
 
-#define __syncthreads() ::simt::wait(::simt::State::kBlockBarrier, 0, __LINE__)
+#define __syncthreads() ::simt::block_barrier(__FILE__, __LINE__)
 #define SIMT_FIRST(first, ...) first
-#define __syncwarp(...) ::simt::wait(::simt::State::kWarpBarrier, SIMT_FIRST(__VA_ARGS__ __VA_OPT__(,) 0xffffffffu), __LINE__)
+#define __syncwarp(...) ::simt::warp_barrier(SIMT_FIRST(__VA_ARGS__ __VA_OPT__(,) 0xffffffffu), __FILE__, __LINE__)
 
 template <class T>
 T __shfl_sync(uint32_t mask, T v, int source, int width = 32) {
@@ -325,6 +336,14 @@ inline uint32_t __ballot_sync(uint32_t mask, bool v) {
     for (int l = 0; l < 32; ++l)
         if (mask >> l & 1) bits |= static_cast<uint32_t>(simt::peek<bool>(row, l)) << l;
     return bits;
+}
+// Only one fiber runs at a time. Integers alone: their sums do not depend on the order.
+template <class T>
+T atomicAdd(T* p, T v) {
+    static_assert(std::is_integral_v<T>);
+    const T old = *p;
+    *p = old + v;
+    return old;
 }
 template <class T>
 T __ldg(const T* p) {

@@ -67,6 +67,7 @@ class Standin final : public StandinDevice {
     }
     void copy_out(const void* from, void* host, int64_t bytes) override {
         ORPO_CHECK(!capturing_);
+        statistics_.bytes_out += bytes;
         submit([=] { std::memcpy(host, from, static_cast<size_t>(bytes)); });
     }
     void zero(void* to, int64_t bytes) override {

@@ -17,6 +17,7 @@ struct StandinStatistics {
     int launches = 0;      // kernels started by the host, outside replays
     int captures = 0;
     int replays = 0;
+    int64_t bytes_out = 0;  // copied to the host
 };
 
 class StandinDevice : public Device {
