@@ -94,7 +94,7 @@ void run(Mutant& m, const std::vector<std::string>& tests) {
         m.reached |= text.find("the mutation was reached") != std::string::npos;
         if (status == 0) continue;
         std::smatch match;
-        static const std::regex test_case("TEST CASE: *([^\n]*)"), sanitizer("ERROR: AddressSanitizer: ([^ \n]*)");
+        static const std::regex test_case("TEST CASE: *([^\n]*)"), sanitizer("(ERROR: AddressSanitizer: [^ \n]*|runtime error: [^\n]*)");
         m.caught_by = fs::path(test).filename().string();
         if (std::regex_search(text, match, test_case)) m.caught_by += ": " + match[1].str();
         if (std::regex_search(text, match, sanitizer)) m.caught_by += ": " + match[1].str();
