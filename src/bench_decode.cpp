@@ -41,17 +41,20 @@ Exit bench_decode(const BenchFlags& flags, Call& call) {
         throw Error(Exit::kUsage, fmt::format("--cached {} and --new-tokens {}: {} was made for at most {} tokens",
                                               flags.cached, flags.new_tokens, subject.name, c.max_positions));
     auto engine = make_engine(device, c, subject.weights.get(), options);
-    std::vector<float> logits(static_cast<size_t>(c.V));
+    std::vector<int32_t> ids(1);
+    const auto step = [&](int position) {  // as generation does it: the token is drawn on the device
+        engine->decode(tokens_at(position, 1, c.V));
+        engine->sample({}, ids);
+    };
     auto start = std::chrono::steady_clock::now();
-    engine->prefill(tokens_at(0, flags.cached, c.V), logits);
+    engine->prefill(tokens_at(0, flags.cached, c.V));
+    engine->sample({}, ids);
     const double prefill = seconds_since(start);
     int at = flags.cached;
-    for (int warm = 0; warm < 2; ++warm) engine->decode(tokens_at(at++, 1, c.V), logits);
+    for (int warm = 0; warm < 2; ++warm) step(at++);
     start = std::chrono::steady_clock::now();
-    for (int i = 0; i < flags.new_tokens; ++i) engine->decode(tokens_at(at++, 1, c.V), logits);
+    for (int i = 0; i < flags.new_tokens; ++i) step(at++);
     const double seconds = seconds_since(start) / flags.new_tokens;
-    for (const float z : logits)
-        if (!std::isfinite(z)) throw Error(Exit::kDiverged, "bench: the logits are not finite");
 
     const int attention = c.H * c.HS, kv = c.KV * c.HS;
     const double parameters =

@@ -232,19 +232,25 @@ void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line) {
         uint32_t a[4], b[2];
     };
     const Slot* all = publish(Fragment{{a.x, a.y, a.z, a.w}, {b.x, b.y}}, 0xffffffffu, line);
-    if (Observer* o = machine().observer) o->mma();
-    const int group = lane() / 4, in_group = lane() % 4;
-    float rows[2][16], columns[2][16];  // this lane's two rows of a and two columns of b
+    Machine& m = machine();
+    if (m.observer) m.observer->mma();
+    const auto fragment = [&](int source) -> const Fragment& {
+        if (all[source].exchange != m.self->exchanges - 1) fail("mma: a lane did not take part");
+        return *reinterpret_cast<const Fragment*>(all[source].bytes);
+    };
+    const int me = lane(), group = me / 4, in_group = me % 4;
+    float c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
     for (int quad = 0; quad < 4; ++quad) {
-        const auto fa = peek<Fragment>(all, group * 4 + quad);
-        for (int e = 0; e < 8; ++e) rows[e / 2 % 2][e / 4 * 8 + 2 * quad + e % 2] = bf16_half(fa.a[e / 2], e % 2);
-        for (int column = 0; column < 2; ++column) {
-            const auto fb = peek<Fragment>(all, (2 * in_group + column) * 4 + quad);
-            for (int e = 0; e < 4; ++e) columns[column][e / 2 * 8 + 2 * quad + e % 2] = bf16_half(fb.b[e / 2], e % 2);
-        }
+        const Fragment& row = fragment(group * 4 + quad);  // this lane's two rows of a, its two columns of b
+        const Fragment &left = fragment(2 * in_group * 4 + quad), &right = fragment((2 * in_group + 1) * 4 + quad);
+        for (int half = 0; half < 2; ++half)
+            for (int e = 0; e < 2; ++e) {
+                const float upper = bf16_half(row.a[2 * half], e), lower = bf16_half(row.a[2 * half + 1], e);
+                const float x = bf16_half(left.b[half], e), y = bf16_half(right.b[half], e);
+                c0 += upper * x, c1 += upper * y, c2 += lower * x, c3 += lower * y;
+            }
     }
-    for (int i = 0; i < 4; ++i)
-        for (int k = 0; k < 16; ++k) c[i] += rows[i / 2][k] * columns[i % 2][k];
+    c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3;
 }
 
 void load_vector(void* registers, const void* from, int bytes) {
