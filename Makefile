@@ -5,11 +5,13 @@
 #                     libFuzzer search each parser for a minute (FUZZ_SECONDS=0: neither clang nor this)
 #   make kernel-report   counts what every CUDA kernel asks of memory, and writes docs/kernel-report.md (no GPU needed)
 #   make mutation-check  spoils every barrier of the CUDA kernels in turn and shows which test notices (no GPU needed)
+#   make profile         one step of one layer under nsys and ncu (on a CPU: the program's own table)
+#   make gpu-pack        what tools/gpu_check.sh needs on a machine with a GPU, in one archive (needs nvcc)
 BUILD ?= build
 JOBS  ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
 
-.PHONY: all orpo quickstart test kernel-report mutation-check setup configure clean
+.PHONY: all orpo quickstart test kernel-report mutation-check profile gpu-pack setup configure clean
 all: orpo
 
 setup:
@@ -42,6 +44,12 @@ kernel-report: configure
 
 mutation-check: configure
 	cmake --build $(BUILD) -j $(JOBS) --target mutation-check
+
+profile: orpo
+	@sh tools/profile.sh ./orpo
+
+gpu-pack: setup
+	@sh tools/gpu_pack.sh build-gpu gpu-pack
 
 clean:
 	rm -rf $(BUILD) orpo

@@ -59,9 +59,10 @@ Exit bench_decode(const BenchFlags& flags, Call& call) {
     const int attention = c.H * c.HS, kv = c.KV * c.HS;
     const double parameters =
         double(c.L) * (double(c.C) * (2 * attention + 2 * kv) + 3.0 * c.C * c.I) + double(c.V) * c.C;
-    const double element = gpu && device.dtype == "bf16" ? 2 : 4;
     const double cached = double(c.L) * 2 * kv * (flags.cached + 2 + flags.new_tokens / 2.0);
-    const double bytes = element * (parameters + cached);
+    // On a CPU bf16 is how weights are stored; the cache is fp32.
+    const double weight = device.dtype == "bf16" ? 2 : 4, cache = gpu ? weight : 4;
+    const double bytes = weight * parameters + cache * cached;
     const std::string description = engine->description();
     engine.reset();
     Ceilings ceilings;

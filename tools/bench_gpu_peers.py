@@ -183,7 +183,9 @@ def run_trl(args, tuned):
 
         def compute_loss(self, *a, **k):
             out = super().compute_loss(*a, **k)
-            losses.append(float(out[0] if isinstance(out, tuple) else out) if len(losses) < args.accumulate else 0)
+            loss = out[0] if isinstance(out, tuple) else out
+            if len(losses) < args.accumulate:  # of the first step; reading it waits for the device
+                losses.append(float(loss.detach()))
             return out
 
         def log(self, *a, **k):  # nothing is written; the metrics are computed in every step, as users have it
@@ -243,7 +245,7 @@ def run_liger(args):
     causal = model.base_model.model
     ids, mask, labels = padded(args)
     B = len(args.data)
-    nll = torch.where(mask == 1, ids, -100)[:B, 1:].contiguous()
+    nll = torch.where(mask == 1, ids, -100)[:, 1:].contiguous()  # Liger takes the chosen half of it
     loss_fn = LigerFusedLinearORPOLoss(beta=BETA, compiled=args.device == "cuda")
     equal = bool(mask.all())
 
@@ -388,14 +390,17 @@ def child(args, who, kind, accumulate=1):
                "--model", args.model, "--shape", args.shape, "--lengths", kind, "--pairs", str(args.pairs), "--steps",
                str(args.steps), "--warmup", str(args.warmup), "--accumulate", str(accumulate)]
     command += ["--tiny"] if args.tiny else []
-    return run(command, args.timeout)
+    return run(command, args)
 
 
-def run(command, timeout):
+def run(command, args):
+    timeout = min(args.timeout, args.end - time.monotonic())
+    if timeout < 1:
+        return {"error": "out of time"}
     try:
         out = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return {"error": f"over {timeout} s"}
+        return {"error": f"over {timeout:.0f} s"}
     except OSError as e:
         return {"error": str(e)}
     lines = out.stdout.strip().splitlines()
@@ -411,7 +416,7 @@ def run_orpo(args, kind):
     command = [args.orpo, "bench", "train", "--json", "--device", args.device, "--dtype", args.dtype, "--model",
                args.model, "--lengths", f.name, "--pairs", str(args.pairs), "--steps", str(args.steps)]
     command += ["--gemm-size", "256", "--copy-bytes", "1048576", "--threads", "2"] if args.tiny else []
-    r = run(command, args.timeout)
+    r = run(command, args)
     os.unlink(f.name)
     if "error" not in r:
         r["loss"] = r["base_loss"]
@@ -438,6 +443,8 @@ def measure(args, kind):
     for r in rows:
         if "error" in r:
             continue
+        if abs(r.get("useful_flops_per_pair", flops / args.pairs) * args.pairs / flops - 1) > 1e-6:
+            raise SystemExit("bench_gpu_peers: its FLOP count is not that of src/useful_flops.cpp")
         r["useful_flops_per_pair"] = flops / args.pairs
         r["flops_per_second"] = flops / args.pairs * r["pairs_per_second"]
         r["useful_tokens_per_second"] = tokens / args.pairs * r["pairs_per_second"]  # as TRL counts: the prompt twice
@@ -475,6 +482,7 @@ def main():
     a.add_argument("--steps", type=int)
     a.add_argument("--warmup", type=int)
     a.add_argument("--timeout", type=int, default=300, help="seconds of one variant")
+    a.add_argument("--seconds", type=int, default=3600, help="of all variants together")
     a.add_argument("--json", metavar="FILE", help="write the rows there, too")
     a.add_argument("--child", help=argparse.SUPPRESS)
     a.add_argument("--accumulate", type=int, default=1, help=argparse.SUPPRESS)
@@ -494,9 +502,13 @@ def main():
                           c["intermediate_size"], c["vocab_size"])
     args.rope_theta = c.get("rope_theta") or c["rope_parameters"]["rope_theta"]
     if args.child:
+        if args.tiny:
+            import torch
+            torch.set_num_threads(1)
         args.data = made_up_pairs(lengths_of(args.lengths[0], args.pairs, args.tiny), args.shape_numbers[5])
         return {"trl-default": lambda: run_trl(args, False), "trl-tuned": lambda: run_trl(args, True),
                 "liger": lambda: run_liger(args), "torch": lambda: run_torch(args)}[args.child]()
+    args.end = time.monotonic() + args.seconds
     rows = [row for kind in args.lengths for row in measure(args, kind)]
     print(f"{args.model}, {args.device} {args.dtype}, {args.pairs} pairs a step, rank {RANK}")
     print_table(args, rows)

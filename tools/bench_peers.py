@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """One optimizer step of ORPO with LoRA in torch, beside `orpo bench train` on the same model and the same pairs.
 
+    tools/bench_peers.py --device cuda ...       TRL, Liger and torch on a GPU: tools/bench_gpu_peers.py, same words
+    tools/bench_peers.py --device cpu --tiny     the same as a rehearsal on a CPU
     tools/bench_peers.py [--orpo ./orpo] [--model FILE.gguf] [--prompt-tokens 256] [--response-tokens 256]
                          [--pairs 1 4] [--dtypes fp32 bf16] [--threads N] [--steps 5]
 
@@ -111,6 +113,9 @@ def run(command):
 
 
 def main():
+    if "cuda" in sys.argv or "--device=cuda" in sys.argv or "--tiny" in sys.argv:
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench_gpu_peers.py")
+        os.execv(sys.executable, [sys.executable, script] + sys.argv[1:])
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--device", default="cpu", choices=["cpu"])
     a.add_argument("--orpo", default="./orpo")

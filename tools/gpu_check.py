@@ -199,12 +199,13 @@ def build(c):
 
 
 def device(c):
-    text = c.orpo("--version")
-    line = next((l for l in text.splitlines() if "GPU" in l or "cuda" in l.lower() or "sm_" in l or "stand-in" in l), text)
-    c.facts.append(line.strip())
+    line = next(l for l in c.orpo("--version").splitlines() if l.startswith("cuda"))[4:].strip()
+    if line.startswith("no GPU"):
+        raise NotRun(line)
+    c.facts.append(line)
     c.orpo("bench", "train", "--model", c.shape("135M"), "--device", "cuda", "--pairs", 1, "--steps", 1, *c.lengths(16, 8),
            *c.ceilings())
-    return line.strip()
+    return line
 
 
 def kernels(c):
@@ -291,7 +292,8 @@ def peers(c, shape, kind, pairs):
     out = os.path.join(c.work, "peers.json")
     words = ["--tiny", "--device", "cpu"] if c.args.rehearse else ["--device", "cuda", "--shape", shape, "--pairs", str(pairs)]
     c.run([sys.executable, os.path.join(HERE, "bench_gpu_peers.py"), "--orpo", c.program("orpo"), "--lengths",
-           "12/8" if c.args.rehearse else kind, "--json", out, *words], 300)
+           "12/8" if c.args.rehearse else kind, "--json", out, "--seconds", str(int(min(c.left() - 15, 400))), *words],
+          420)
     with open(out) as f:
         rows = json.load(f)
     c.tables[f"Peers, {shape}, {kind}, {pairs} pairs"] = [

@@ -4,4 +4,4 @@
 # Runs what `make gpu-pack` carried along (bin/ and lib/ beside tools/), or build/, or builds when there is nothing to run
 # and nvcc is there. Needs python3; torch, transformers and peft for the peers and for saving random weights. See
 # tools/gpu_check.py for the steps.
-exec python3 "$(dirname "$0")/gpu_check.py" "$@"
+exec "${PYTHON:-python3}" "$(dirname "$0")/gpu_check.py" "$@"

@@ -4,7 +4,7 @@
 // by e^(old - new). Two such pairs join the same way, so one reduction gives both: shuffles inside a warp, one barrier
 // between warps.
 // Expected: z is read twice instead of three times: 6 V bytes a row instead of 8, 1.33 times as fast where memory is the
-// limit; two barriers instead of eighteen. The price is a second exponential a value, while the maximum still moves.
+// limit; one barrier instead of twenty. The price is a second exponential a value, while the maximum still moves.
 // Version 4 (kernels/cuda/head.cu) reads 16 bytes a lane, eight logits, and looks for their maximum first: one rescaling
 // a pack. Expected: an eighth of the requests, 1.1 exponentials a value instead of 2 in the first pass. It also takes a
 // confident target's log p as -log1p(the others' weight), which keeps digits that z - lse loses.
