@@ -7,9 +7,18 @@
 #   make mutation-check  spoils every barrier of the CUDA kernels in turn and shows which test notices (no GPU needed)
 #   make profile         one step of one layer under nsys and ncu (on a CPU: the program's own table)
 #   make gpu-pack        what tools/gpu_check.sh needs on a machine with a GPU, in one archive (needs nvcc)
+# With an NVIDIA driver on the machine the CUDA side is built too, for its GPU (needs the CUDA toolkit's nvcc). CUDA=ON
+# builds it anywhere for every target, CUDA=OFF nowhere.
 BUILD ?= build
 JOBS  ?= $(shell nproc)
 FUZZ_SECONDS ?= 60
+CUDA  ?= $(if $(wildcard /dev/nvidiactl),native,OFF)
+NVCC  := $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+ifeq ($(CUDA),native)
+cuda_flags = $(if $(NVCC),-DORPO_CUDA=ON -DCMAKE_CUDA_COMPILER=$(NVCC) -DCMAKE_CUDA_ARCHITECTURES=native,-DORPO_CUDA=OFF)
+else
+cuda_flags = -DORPO_CUDA=$(CUDA)
+endif
 
 .PHONY: all orpo quickstart test kernel-report mutation-check profile gpu-pack setup configure clean
 all: orpo
@@ -18,7 +27,10 @@ setup:
 	@sh tools/setup.sh build
 
 configure: setup
-	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release >$(BUILD).log 2>&1 || { cat $(BUILD).log; rm -f $(BUILD).log; exit 1; }
+ifeq ($(CUDA)$(NVCC),native)
+	@echo "orpo: there is an NVIDIA driver but no nvcc: building for the CPU only. Install the CUDA toolkit to use the GPU" >&2
+endif
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(cuda_flags) >$(BUILD).log 2>&1 || { cat $(BUILD).log; rm -f $(BUILD).log; exit 1; }
 	@rm -f $(BUILD).log
 
 orpo: configure
