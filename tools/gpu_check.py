@@ -39,7 +39,7 @@ class Check:
         self.work = tempfile.mkdtemp(prefix="orpo-gpu-check-")
         self.environment = dict(os.environ)
         packed = os.path.exists(os.path.join(ROOT, "bin", "orpo"))
-        self.bin = args.bin or os.path.join(ROOT, "bin" if packed else args.build)
+        self.bin = os.path.abspath(args.bin or os.path.join(ROOT, "bin" if packed else args.build))
         # cuBLASLt comes from the toolkit or from torch's packages.
         libraries = [os.path.join(ROOT, "lib")] if packed else []
         libraries += glob.glob("/usr/local/cuda/lib64")
@@ -139,7 +139,7 @@ class Check:
         out = os.path.join(self.work, name)
         shutil.rmtree(out, ignore_errors=True)
         self.orpo("train", self.data(), "--model", self.model(self.small), "--device", device, "--dtype", dtype, "--out", out,
-                  "--max-steps", steps, "--batch-size", 4, "--eval", "none", "--save-every", steps, "--lr", 1e-4,
+                  "--epochs", steps, "--max-steps", steps, "--batch-size", 4, "--eval", "none", "--save-every", steps, "--lr", 1e-4,
                   "--template", "plain", "--seed", 1, "--quiet", *more, timeout=200)
         with open(os.path.join(out, "metrics.jsonl")) as f:
             lines = [json.loads(line) for line in f]
@@ -188,7 +188,7 @@ def expect(condition, text):
 
 def build(c):
     if os.path.exists(os.path.join(c.bin, "orpo")):
-        return f"carried along: {c.bin}"
+        return f"in {c.bin}"
     c.tool("nvcc"), c.tool("cmake")
     build_dir = os.path.join(ROOT, "build")
     c.run(["cmake", "-S", ROOT, "-B", build_dir, "-DORPO_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native"], 60)
@@ -365,7 +365,7 @@ def main():
     width = max(len(name) for name, *_ in c.rows)
     for name, verdict, seconds, detail in c.rows:
         print(f"{name:{width}}  {verdict:8}{seconds:5.0f} s  {detail}")
-    ran = sum(verdict != "not run" for _, verdict, *_ in c.rows)
+    ran = sum(verdict != "not run" and name != "program" for name, verdict, *_ in c.rows)
     failed = sum(verdict == "FAIL" for _, verdict, *_ in c.rows)
     print(f"{ran} of {len(c.rows)} steps ran, {failed} failed, {time.monotonic() - c.start:.0f} s")
     on_gpu = any(name == "device" and verdict == "pass" for name, verdict, *_ in c.rows)
