@@ -6,7 +6,7 @@ using namespace orpo;
 using namespace orpo::cuda;
 
 TEST_CASE("squared_norms: exact to double, the same bits under every schedule") {
-    for (const auto& [slots, n] : {std::pair{1, 1}, {3, 255}, {2, 65536}, {1, 65537}, {2, 140001}}) {
+    for (const auto& [slots, n] : {std::pair{2, 255}, {1, 65537}, {1, 140001}}) {
         const auto g = rounded<float>(random_values(static_cast<size_t>(slots) * n, 1));
         std::vector<double> expected(slots);
         Reference<double> reference;

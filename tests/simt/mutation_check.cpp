@@ -94,9 +94,11 @@ void run(Mutant& m, const std::vector<std::string>& tests) {
         m.reached |= text.find("the mutation was reached") != std::string::npos;
         if (status == 0) continue;
         std::smatch match;
-        static const std::regex test_case("TEST CASE: *([^\n]*)"), sanitizer("(ERROR: AddressSanitizer: [^ \n]*|runtime error: [^\n]*)");
+        static const std::regex test_case("TEST CASE: *([^\n]*)"), fault("fault: ([^\n]*)"),
+            sanitizer("(ERROR: AddressSanitizer: [^ \n]*|runtime error: [^\n]*)");
         m.caught_by = fs::path(test).filename().string();
         if (std::regex_search(text, match, test_case)) m.caught_by += ": " + match[1].str();
+        if (std::regex_search(text, match, fault)) m.caught_by += ": the runner: " + match[1].str();
         if (std::regex_search(text, match, sanitizer)) m.caught_by += ": " + match[1].str();
         if (WIFEXITED(status) && WEXITSTATUS(status) == 124) m.caught_by += ": it does not end";
         if (!m.reached) m.caught_by.clear();  // the test fails by itself
@@ -130,11 +132,11 @@ int main(int argc, char** argv) {
     for (std::thread& worker : workers) worker.join();
 
     int survivors = 0;
-    std::printf("%-24s %-26s %5s  %-15s  caught by\n", "file", "function", "line", "mutation");
+    std::printf("%-28s %-26s %5s  %-15s  caught by\n", "file", "function", "line", "mutation");
     for (const Mutant& m : mutants) {
         const bool caught = !m.caught_by.empty();
         survivors += !caught;
-        std::printf("%-24s %-26s %5d  %-15s  %s\n", m.file.c_str(), m.kernel.c_str(), m.line,
+        std::printf("%-28s %-26s %5d  %-15s  %s\n", m.file.c_str(), m.kernel.c_str(), m.line,
                     (m.name + " " + m.how).c_str(),
                     caught      ? m.caught_by.c_str()
                     : m.reached ? "NO TEST NOTICES"

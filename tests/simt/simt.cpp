@@ -287,8 +287,12 @@ Mutation parse_mutation(const char* text) {
     m.how = parts[3] == "weaken" ? Spoilt::kWeakened : Spoilt::kDeleted;
     return m;
 }
-Spoilt spoilt(const char* name, const char* file, int line) {
+Mutation& mutation() {
     static Mutation m = parse_mutation(std::getenv("SIMT_MUTATION"));
+    return m;
+}
+Spoilt spoilt(const char* name, const char* file, int line) {
+    Mutation& m = mutation();
     if (m.line != line || m.name != name) return Spoilt::kNot;
     const std::string where = file;
     if (where.size() < m.file.size() || where.compare(where.size() - m.file.size(), m.file.size(), m.file) != 0)
@@ -385,6 +389,10 @@ void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const 
                                      std::to_string(blockIdx.y) + "," + std::to_string(blockIdx.z) + "), thread (" +
                                      std::to_string(threadIdx.x) + "," + std::to_string(threadIdx.y) + "," +
                                      std::to_string(threadIdx.z) + "): " + m.fault;
+            if (mutation().reached) {  // noticed: nothing more is to be learnt
+                std::fprintf(stderr, "fault: %s\n", what.c_str());
+                std::_Exit(1);
+            }
             m.threads.clear();  // fibers stopped half way are dropped with their stacks
             m.slots.clear();
             throw Fault(what);
