@@ -110,9 +110,9 @@ __device__ __forceinline__ Place find(Shared& s, const float* z, int V, Sum targ
     return place;
 }
 
-// grid (n)
-__global__ void __launch_bounds__(kThreads) sample_kernel(int V, const HeadRow* rows, const float* logits, Draw draw,
-                                                          int32_t* ids) {
+// grid (n): few blocks, so that none has to save registers for others on its multiprocessor.
+__global__ void __launch_bounds__(kThreads, 1)
+    sample_kernel(int V, const HeadRow* rows, const float* logits, Draw draw, int32_t* ids) {
     Shared& s = shared_memory<Shared>();
     const int t = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.x);
     const float* z = logits + int64_t{row} * V;
