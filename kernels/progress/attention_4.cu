@@ -2,13 +2,15 @@
 //
 // Changed: four warps own the tile of 64 rows, 16 each. S = q k^T and o += P v are mma.m16n8k16; scores stay in the
 // accumulators' registers, where two neighbouring 16 x 8 results have exactly the layout of the next product's A
-// operand. Tiles are padded to 72 elements a row, so that ldmatrix meets no bank conflict. Expected: products at 16
-// times the fp32 units' rate or more (800 against 67 TF/s measured on an H200, dense). What is left: per score one
-// exponential (16 a clock and multiprocessor against 1024 bf16 products a clock: an exponential a 256 FLOPs costs as
-// much as the products do), and waiting: a tile is loaded, then used, then the next one is loaded. Version 5
-// (kernels/cuda/attention.cu) copies the next tile while this one is used (cp.async, two buffers), takes the softmax in
-// powers of two, and needs one barrier a tile instead of two. Expected: the copies' latency, some 600 clocks a tile
-// against about 1,000 of work, is hidden.
+// operand. Tiles are padded to 72 elements a row, so that ldmatrix meets no bank conflict.
+//
+// Expected: products at more than ten times the fp32 units' rate (an H200: about 800 against 67 TF/s). What is left: per
+// score one exponential (16 a clock and multiprocessor against 1024 bf16 products a clock: an exponential a 256 FLOPs
+// costs as much as the products do), and waiting: a tile is loaded, then used, then the next one is loaded.
+//
+// Version 5 (kernels/cuda/attention.cu) copies the next tile while this one is used (cp.async, two buffers), takes the
+// softmax in powers of two, and needs one barrier a tile instead of two. Expected: the copies' latency, some 600 clocks
+// a tile against about 1,000 of work, is hidden.
 #include "kernels/cuda/attention_tile.cuh"
 #include "kernels/progress/progress.h"
 
@@ -25,6 +27,7 @@ __device__ __forceinline__ void load_tile(Tile& tile, const bf16* head, int widt
     }
 }
 
+// 3: without a bound for registers ptxas stops at 128 for sm_80, and spills.
 __global__ void __launch_bounds__(32 * kWarps, 3)
     tensor_core_kernel(int H, int KV, const QueryTile* tiles, const bf16* qkv, bf16* o, float* lse) {
     struct Shared {
