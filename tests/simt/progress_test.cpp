@@ -88,10 +88,6 @@ void check_xent(int n, int V) {
 
 }  // namespace
 
-TEST_CASE("progress: every version of attention") {
-    check_attention(3, 1, {{5, 3, 4}, {1, 1, 1}, {70, 10, 3}});
-    check_attention(9, 3, {{20, 9, 7}});
-}
 TEST_CASE("progress: every version of the fused add and norm") {
     check_norm(7, 576);
     check_norm(3, 2048);
@@ -100,4 +96,8 @@ TEST_CASE("progress: every version of the fused add and norm") {
 TEST_CASE("progress: every version of the head's softmax") {
     check_xent(5, 320);
     check_xent(2, 4096);
+}
+TEST_CASE("progress: every version of attention") {
+    check_attention(3, 1, {{5, 3, 4}, {1, 1, 1}, {70, 10, 3}});
+    check_attention(9, 3, {{20, 9, 7}});
 }
