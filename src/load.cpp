@@ -33,17 +33,6 @@ std::string base_of(const std::string& adapter) {
     return "";
 }
 
-void warn_about_base(const LoadedModel& loaded, Call& call) {
-    const PeftAdapter& adapter = *loaded.adapter;
-    const HostWeights& weights = *loaded.model.weights;
-    if (!adapter.base_quant.empty() && adapter.base_quant != weights.quantisation())
-        call.log->warn("{} was trained on {} weights of its base, {} has {}: expect other numbers", loaded.adapter_path,
-                       adapter.base_quant, loaded.model.path, weights.quantisation());
-    else if (!adapter.base_fingerprint.empty() && adapter.base_fingerprint != weights.fingerprint())
-        call.log->warn("{} was trained on another base than {} (the weights' fingerprints differ)", loaded.adapter_path,
-                       loaded.model.path);
-}
-
 template <class T>
 T parsed(bool (*parse)(std::string_view, T*), const std::string& word) {
     T value;
@@ -66,9 +55,40 @@ LoadedModel load_model(const std::string& spec, const std::string& adapter, Call
     if (!directory.empty()) {
         loaded.adapter = read_peft_adapter(directory, loaded.model.config);
         call.log->info("adapter {}: rank {}, alpha {}", directory, loaded.adapter->rank, loaded.adapter->alpha);
-        warn_about_base(loaded, call);
+        const HostWeights& weights = *loaded.model.weights;
+        for (const std::string& line : adapter_warnings(
+                 *loaded.adapter, directory, loaded.model, [&] { return weights.fingerprint(); }, false))
+            call.log->warn(line);
     }
     return loaded;
+}
+
+std::vector<std::string> adapter_warnings(const PeftAdapter& adapter, const std::string& path, const Model& model,
+                                          const std::function<std::string()>& fingerprint, bool training) {
+    std::vector<std::string> lines;
+    const std::string quantisation = model.weights->quantisation();
+    if (!adapter.base_quant.empty() && adapter.base_quant != quantisation) {
+        lines.push_back(fmt::format("{}: trained on {} weights of its base, {} has {}: expect other numbers", path,
+                                    adapter.base_quant, model.path, quantisation));
+    } else if (!adapter.base_fingerprint.empty()) {
+        if (adapter.base_fingerprint != fingerprint())
+            lines.push_back(fmt::format("{}: trained on another base than {} (the weights' fingerprints differ)", path,
+                                        model.path));
+    } else {
+        // Written by something else: there is only a name, which may be a path of another machine.
+        ModelConfig named, given;
+        const std::string name = io::base_name(adapter.base_name);
+        if (official_config(name, &named) && official_config(model.config.name, &given) && named.name != given.name)
+            lines.push_back(fmt::format("{}: it names {} as its base, and is put on {}", path, adapter.base_name,
+                                        model.display_name));
+    }
+    if (adapter.folded)
+        lines.push_back(
+            fmt::format("{}: ranks or alphas differ by module; they were brought to rank {} and alpha {}, "
+                        "which computes the same{}",
+                        path, adapter.rank, adapter.alpha,
+                        training ? ". From here on every module is trained with that rank and scale" : ""));
+    return lines;
 }
 
 std::unique_ptr<Engine> make_inference_engine(const LoadedModel& loaded, const std::string& dtype, const Call& call,

@@ -1,8 +1,10 @@
 // From flags to a model, its tokenizer and an adapter in memory: what evaluation, generation and training begin with.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "data/options.h"
 #include "data/pack.h"
@@ -26,6 +28,12 @@ struct LoadedModel {
 // directory or a run directory that holds adapter/; "" for none. Says in the log which model was taken, and warns when
 // the adapter was trained on another base.
 LoadedModel load_model(const std::string& model, const std::string& adapter, Call& call);
+
+// What is odd about putting an adapter on a model, a line each: it was trained on other weights, on a base of another
+// name, or its ranks differed by module. fingerprint: of the model's weights, asked for when the adapter records one.
+// path: of the adapter. training: it is trained on.
+std::vector<std::string> adapter_warnings(const PeftAdapter& adapter, const std::string& path, const Model& model,
+                                          const std::function<std::string()>& fingerprint, bool training);
 
 // An engine that cannot train: the base, with the adapter when there is one. sizes.keep is set here.
 // Error(kMemory) when it does not fit.

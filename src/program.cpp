@@ -147,6 +147,7 @@ int run_command(CLI::App& root, Commands& commands, int argc, const char* const*
     }
     Terminal terminal(no_color);
     Call call{commands.common(), line, std::move(origins), terminal, make_log(terminal, commands.common().quiet)};
+    for (const std::string& unknown : unknown_variables(root)) call.log->warn(unknown);
     if (call.common.device.rfind("cuda", 0) == 0) resolve_device(call.common.device);  // refused before any work
     if (call.common.threads > 0) omp_set_num_threads(call.common.threads);
     return static_cast<int>((*action)(call));

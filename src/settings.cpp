@@ -1,5 +1,7 @@
 #include "src/settings.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cstdlib>
@@ -35,6 +37,13 @@ std::string normal_key(std::string key) {
     return key;
 }
 
+void collect_variables(const CLI::App& app, std::vector<std::string>& names) {
+    for (const CLI::Option* option : app.get_options())
+        for (const std::string& flag : option->get_lnames()) names.push_back(variable_name(flag));
+    for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+        collect_variables(*sub, names);
+}
+
 void inject(CLI::Option& option, const std::vector<std::string>& values, const std::string& origin) {
     try {
         for (const std::string& value : values) option.add_result(value);
@@ -50,6 +59,22 @@ std::string variable_name(const std::string& flag) {
     std::string name = "ORPO_";
     for (const char c : flag) name += c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     return name;
+}
+
+std::vector<std::string> unknown_variables(const CLI::App& root) {
+    // model/devices.cpp and base/io_sys.cpp read the first two.
+    std::vector<std::string> known = {"ORPO_CUDA_LIBRARY", "ORPO_IO_FAULT"}, lines;
+    collect_variables(root, known);
+    for (char** entry = environ; *entry != nullptr; ++entry) {
+        const std::string_view text(*entry);
+        const std::string name(text.substr(0, text.find('=')));
+        if (!name.starts_with("ORPO_") || name.starts_with("ORPO_TEST_")) continue;
+        if (std::find(known.begin(), known.end(), name) == known.end())
+            lines.push_back("the environment has " + name + ", which is no setting of orpo" +
+                            did_you_mean(name, known));
+    }
+    std::sort(lines.begin(), lines.end());
+    return lines;
 }
 
 nlohmann::json read_json_config(const std::string& path) {

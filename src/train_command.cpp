@@ -13,6 +13,7 @@
 #include "src/command.h"
 #include "src/config.h"
 #include "src/host_memory.h"
+#include "src/load.h"
 #include "src/run_directory.h"
 #include "src/settings.h"
 #include "src/train_output.h"
@@ -196,9 +197,10 @@ Exit train(Request request, bool dry_run, Call& call) {
     const Json identity =
         run_identity(setup, fingerprint.get(), engine->description(), static_cast<int>(setup.config.threads));
     const std::string base = identity.at("model");
-    if (setup.start && !setup.start->base_fingerprint.empty() && setup.start->base_fingerprint != base)
-        call.log->warn("{}: this adapter was trained on another base ({}) than {}", setup.config.adapter,
-                       setup.start->base_quant, setup.model.display_name);
+    if (setup.start)
+        for (const std::string& line : adapter_warnings(
+                 *setup.start, setup.config.adapter, setup.model, [&] { return base; }, true))
+            call.log->warn(line);
     const auto start = [&] {
         return setup.start ? from_peft(engine->lora(), *setup.start)
                            : initial_adapter(engine->lora(), setup.config.seed);

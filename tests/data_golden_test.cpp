@@ -1,6 +1,7 @@
 // --semantics trl against TRL 1.16's own tokens (tools/make_data_golden.py).
 #include <simdjson.h>
 
+#include <array>
 #include <bit>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -116,4 +117,32 @@ TEST_CASE("real data: TRL's tokens, row by row") {
         CHECK(wrong == 0);
         CHECK(set.pairs.size() > 10);
     }
+}
+
+TEST_CASE("docs/data-formats.md: twelve rows are one pair; what the others become") {
+    const auto fields = real_tokenizer_fields();
+    if (fields == nullptr) return;
+    DataOptions options;
+    options.chat_template = ChatTemplate::kSmolLM2;
+    const std::string rows = io::read_file(test_file("../docs/data-formats.jsonl"), 1 << 20);
+    const Dataset set = parse_dataset(rows, "data-formats.jsonl", variant(*fields, false), options);
+    REQUIRE(set.pairs.size() == 18);
+    for (size_t i = 1; i < 12; ++i) {
+        CAPTURE(i);
+        CHECK(set.pairs[i].prompt == set.pairs[0].prompt);
+        CHECK(set.pairs[i].chosen == set.pairs[0].chosen);
+        CHECK(set.pairs[i].rejected == set.pairs[0].rejected);
+    }
+    CHECK(set.report.count(Remark::kDuplicate) == 11);
+    const std::vector<std::array<size_t, 3>> tokens = {{8, 6, 3},  {37, 7, 4},  {23, 7, 4},
+                                                       {52, 7, 4}, {33, 28, 4}, {36, 6, 3}};
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        const PreferencePair& pair = set.pairs[12 + i];
+        CHECK(std::array<size_t, 3>{pair.prompt.size(), pair.chosen.size(), pair.rejected.size()} == tokens[i]);
+    }
+    for (const auto& [line, remark] : {std::pair{13, Remark::kImplicitPrompt},
+                                       {15, Remark::kSystemUsed},
+                                       {17, Remark::kSeveralTurns},
+                                       {18, Remark::kContinued}})
+        CHECK(set.remarks[static_cast<size_t>(line) - 1].has(remark));
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 #include "model/adapter.h"
 #include "tests/train_place.h"
@@ -202,6 +203,99 @@ TEST_CASE("a number that is not finite stops the run: step, lines, last checkpoi
     CHECK(end[0].at("reason") == "non-finite");
     CHECK(end[0].at("step") == 0);
     CHECK_FALSE(io::exists(place.dir / "run/adapter"));
+}
+
+TEST_CASE("a gradient that is not finite stops the run, though the loss is finite: its own words, and the checkpoint") {
+    const TrainPlace place;
+    // With B zero the adapter changes nothing, so the loss is finite; the gradient of B is a product with what A makes,
+    // which is as large as fp32 has numbers, and beta takes it beyond.
+    const LoraConfig lora{.R = 4, .alpha = 8};
+    const LoraLayout layout(tiny_dir_config(), lora);
+    std::vector<float> values = initial_adapter(layout, 1);
+    for (float& value : values) value *= 1e37f;  // B stays zero
+    write_peft_adapter(place.dir / "large", to_peft(layout, lora, values));
+    const Ran ran =
+        place.run(place.train("run", {"--adapter", place.dir / "large", "--eval", "none", "--beta", "1000"}));
+    CHECK(ran.code == 7);
+    CHECK_MESSAGE(contains(ran.err, "step 1: the gradient is not a finite number"), ran.err);
+    CHECK(contains(ran.err, "from the pairs of lines "));
+    CHECK(contains(ran.err, "Last good checkpoint: none yet"));
+    const auto steps = place.lines("run", "step");
+    REQUIRE(steps.size() == 1);
+    CHECK(steps[0].at("loss").is_number());
+    CHECK(steps[0].at("grad_norm").is_null());
+    CHECK(steps[0].at("nonfinite")[0] == "grad_norm");
+}
+
+TEST_CASE("what is odd about an adapter to go on from, and in the environment, is said") {
+    const TrainPlace place;
+    const std::string other = place.dir / "other";
+    write_tiny_model(other, 2);
+    REQUIRE(place.run(place.train("first", {"--max-steps", "1", "--eval", "none"})).code == 0);
+    const Words more = {"--max-steps", "1", "--eval", "none", "--adapter", place.dir / "first/adapter"};
+    Ran ran = place.run(place.train("same", more));
+    CHECK(ran.code == 0);
+    CHECK_FALSE(contains(ran.err, "another base"));
+    CHECK_FALSE(contains(ran.err, "no setting"));
+    Words words = more;
+    words.insert(words.end(), {"--model", other});
+    ran = place.run(place.train("moved", words));
+    CHECK(ran.code == 0);
+    CHECK_MESSAGE(contains(ran.err, "first/adapter: trained on another base than " + other), ran.err);
+    CHECK(contains(place.run({"eval", place.data, "--model", other, "--adapter", place.dir / "first/adapter"}).err,
+                   "trained on another base"));
+
+    // Ranks that differ by module.
+    std::string json = io::read_file(place.dir / "first/adapter/adapter_config.json", 1 << 20);
+    nlohmann::json config = nlohmann::json::parse(json);
+    config["alpha_pattern"] = {{"q_proj", 3}};
+    io::write_file_atomic(place.dir / "first/adapter/adapter_config.json", config.dump());
+    ran = place.run(place.train("folded", more), {{"ORPO_LAERNING_RATE", "1"}, {"ORPO_BATCHSIZE", "2"}});
+    CHECK(ran.code == 0);
+    CHECK_MESSAGE(contains(ran.err, "ranks or alphas differ by module"), ran.err);
+    CHECK(contains(ran.err, "every module is trained with that rank"));
+    CHECK(contains(ran.err, "the environment has ORPO_LAERNING_RATE, which is no setting of orpo"));
+    CHECK(contains(ran.err, "ORPO_BATCHSIZE, which is no setting of orpo (did you mean ORPO_BATCH_SIZE?)"));
+}
+
+TEST_CASE("inspect: a run and its checkpoints, sound and damaged") {
+    const TrainPlace place;
+    REQUIRE(place.run(place.train("run", {"--max-steps", "4", "--save-every", "2", "--eval", "none"})).code == 0);
+    const auto inspected = [&](const std::string& path) {
+        const Ran ran = place.run({"inspect", path, "--json"});
+        return std::pair(ran.code, Json::parse(ran.out));
+    };
+    auto [code, run] = inspected(place.dir / "run");
+    CHECK(code == 0);
+    CHECK(run.at("kind") == "run");
+    CHECK(run.at("checkpoints") == 2);
+    CHECK(run.at("sound_checkpoints") == 2);
+    CHECK(run.at("newest_sound_step") == 4);
+    CHECK(run.at("adapter") == "yes");
+    const std::string step = place.dir / "run/checkpoints/step-4";
+    auto [step_code, checkpoint] = inspected(step);
+    CHECK(step_code == 0);
+    CHECK(checkpoint.at("kind") == "checkpoint");
+    CHECK(checkpoint.at("step") == 4);
+    CHECK(checkpoint.at("epoch") == 0);
+    CHECK(checkpoint.at("pairs_of_the_epoch_done") == 16);
+
+    // One byte of one file.
+    for (const auto& entry : std::filesystem::directory_iterator(step)) {
+        if (entry.path().extension() == ".json" || entry.is_directory()) continue;
+        std::string bytes = io::read_file(entry.path(), 1 << 26);
+        bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+        io::write_file_atomic(entry.path(), bytes);
+        break;
+    }
+    const Ran damaged = place.run({"inspect", place.dir / "run", "--json"});
+    CHECK(damaged.code != 0);
+    const Json report = Json::parse(damaged.out);
+    CHECK(report.at("sound_checkpoints") == 1);
+    CHECK(report.at("newest_sound_step") == 2);
+    REQUIRE(report.at("faults").size() == 1);
+    CHECK(contains(report.at("faults")[0], "step-4"));
+    CHECK(place.run({"inspect", step}).code == 8);
 }
 
 TEST_CASE("mistakes have their exit codes") {
