@@ -61,8 +61,8 @@ void compare(const ModelConfig& config, const HostWeights& weights, const std::v
                 const std::pair<int64_t, int64_t> ranges[] = {{a, a + int64_t{lora.R} * group.in},
                                                               {t.b, t.b + int64_t{t.out} * lora.R}};
                 for (const auto& [begin, end] : ranges) {
-                    const auto part = [&](const Run& run) {
-                        return std::vector<float>(run.gradients.begin() + begin, run.gradients.begin() + end);
+                    const auto part = [&, from = begin, to = end](const Run& run) {
+                        return std::vector<float>(run.gradients.begin() + from, run.gradients.begin() + to);
                     };
                     const double c = cosine(part(got), part(want));
                     worst = c >= worst ? worst : c;

@@ -115,8 +115,7 @@ TEST_CASE("every command has help with examples, every flag of train is in it") 
     CHECK(place.run({}).code == 2);
     const Ran version = place.run({"--version"});
     CHECK(version.code == 0);
-    for (const char* word : {"orpo ", "build", "cpu", "oneDNN", "Unicode", "cuda"})
-        CHECK(contains(version.out, word));
+    for (const char* word : {"orpo ", "build", "cpu", "oneDNN", "Unicode", "cuda"}) CHECK(contains(version.out, word));
 }
 
 TEST_CASE("every flag of train is read from the command line, in both spellings") {
@@ -169,7 +168,8 @@ TEST_CASE("every flag of train is read from the command line, in both spellings"
     const Ran a = place.run(apart), b = place.run(together);
     REQUIRE_MESSAGE(a.code == 0, a.err);
     CHECK(a.out == b.out);
-    for (const auto& [name, value] : values) {
+    for (const auto& [key, value] : values) {
+        const std::string name = key;
         const size_t at = a.out.find("\n" + name + " ");
         REQUIRE_MESSAGE(at != std::string::npos, name);
         const std::string line = a.out.substr(at + 1, a.out.find('\n', at + 1) - at - 1);
@@ -369,8 +369,10 @@ TEST_CASE("eval: the same numbers in records and in the summary, whatever the mi
     Words small = words;
     small.insert(small.end(), {"--micro-batch-tokens", "64", "--threads", "1"});
     const Json again = place.object(small);
-    for (const auto& [name, value] : summary.items())
+    for (const auto& [key, value] : summary.items()) {
+        const std::string name = key;
         CHECK_MESSAGE(again.at(name).get<double>() == doctest::Approx(value.get<double>()).epsilon(1e-6), name);
+    }
     CHECK(place.run(words).out == place.run(words).out);
 }
 

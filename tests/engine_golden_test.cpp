@@ -61,7 +61,8 @@ TEST_CASE_TEMPLATE("transformers and PEFT in double", K, Reference<double>, Cpu)
         const std::vector<float> gradients(out.gradients.begin(), out.gradients.end());
         const PeftAdapter named = to_peft(bench.layout, lora, gradients);
         CHECK(named.tensors.size() == c["gradients"].size());
-        for (const auto& [key, want] : c["gradients"].items()) {
+        for (const auto& [tensor, want] : c["gradients"].items()) {
+            const std::string key = tensor;
             CAPTURE(key);
             const auto found = named.tensors.find(key);
             REQUIRE(found != named.tensors.end());

@@ -116,7 +116,8 @@ void check_case(const std::string& name, const Tolerance& tolerance) {
         if (row.at("type") != "step") continue;
         REQUIRE(step < steps);
         const Json& want = golden["steps"][step++];
-        for (const auto& [key, value] : want.items()) {
+        for (const auto& [metric, value] : want.items()) {
+            const std::string key = metric;
             if (key.rfind("logits/", 0) == 0) continue;  // padding-dependent means, not ours
             const double reference = value, got = row.at(key).is_number() ? row.at(key).get<double>() : NAN;
             const double error = std::abs(got - reference) / std::max(1.0, std::abs(reference));

@@ -168,7 +168,8 @@ TEST_CASE("loss, its parts and every LoRA gradient of the originals, on a tiny m
             const std::vector<float> gradients(out.gradients.begin(), out.gradients.end());
             const PeftAdapter named = to_peft(bench.layout, lora, gradients);
             CHECK(named.tensors.size() == want["gradients"].size());
-            for (const auto& [key, expected] : want["gradients"].items()) {
+            for (const auto& [tensor, expected] : want["gradients"].items()) {
+                const std::string key = tensor;
                 CAPTURE(key);
                 const auto found = named.tensors.find(key);
                 REQUIRE(found != named.tensors.end());
