@@ -39,29 +39,50 @@ __device__ __forceinline__ bf16 from_float<bf16>(float x) {
 #endif
 }
 
-// 16 bytes of T: the widest access of a lane.
-template <class T>
-struct alignas(16) Pack {
-    static constexpr int n = 16 / static_cast<int>(sizeof(T));
-    T v[n];
+// N neighbouring elements of T, which a lane moves by one access of 8 or 16 bytes.
+template <class T, int N>
+struct alignas(N * sizeof(T)) Vector {
+    static constexpr int n = N;
+    T v[N];
 };
 template <class T>
-__device__ __forceinline__ Pack<T> load_pack(const T* p) {
+using Pack = Vector<T, 16 / static_cast<int>(sizeof(T))>;  // 16 bytes: the widest access
+template <class T>
+using Quad = Vector<T, 4>;  // as many elements of any T: where float and bf16 arrays are walked side by side
+
+template <class V, class T>
+__device__ __forceinline__ V load_vector(const T* p) {
 #ifdef __CUDACC__
-    return *reinterpret_cast<const Pack<T>*>(p);
+    return *reinterpret_cast<const V*>(p);
 #else
-    Pack<T> pack;
-    simt::load_vector(&pack, p, 16);
-    return pack;
+    V vector;
+    simt::load_vector(&vector, p, sizeof(V));
+    return vector;
+#endif
+}
+template <class T, int N>
+__device__ __forceinline__ void store_vector(T* p, const Vector<T, N>& vector) {
+#ifdef __CUDACC__
+    *reinterpret_cast<Vector<T, N>*>(p) = vector;
+#else
+    simt::store_vector(p, &vector, sizeof(vector));
 #endif
 }
 template <class T>
+__device__ __forceinline__ Pack<T> load_pack(const T* p) {
+    return load_vector<Pack<T>>(p);
+}
+template <class T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
-#ifdef __CUDACC__
-    *reinterpret_cast<Pack<T>*>(p) = pack;
-#else
-    simt::store_vector(p, &pack, 16);
-#endif
+    store_vector(p, pack);
+}
+template <class T>
+__device__ __forceinline__ Quad<T> load_quad(const T* p) {
+    return load_vector<Quad<T>>(p);
+}
+template <class T>
+__device__ __forceinline__ void store_quad(T* p, const Quad<T>& quad) {
+    store_vector(p, quad);
 }
 
 // The block's dynamic shared memory as one struct.
@@ -71,7 +92,8 @@ __device__ __forceinline__ Shared& shared_memory() {
     extern __shared__ __align__(128) unsigned char orpo_shared_bytes[];
     return *reinterpret_cast<Shared*>(orpo_shared_bytes);
 #else
-    if (sizeof(Shared) > simt::machine().shared_bytes) simt::fail("the kernel was launched with too little shared memory");
+    if (sizeof(Shared) > simt::machine().shared_bytes)
+        simt::fail("the kernel was launched with too little shared memory");
     return *reinterpret_cast<Shared*>(simt::machine().shared);
 #endif
 }

@@ -19,16 +19,21 @@ __global__ void dropout_kernel(int first, int64_t quads, int quads_per_row, doub
     if (i >= quads) return;
     const int64_t n = first + i / quads_per_row;
     const uint32_t quad = static_cast<uint32_t>(i % quads_per_row);
-    const uint4 words = philox4(scalars->dropout_key, make_uint4(scalars->step, static_cast<uint32_t>(mask_pair[n]),
-                                                                 static_cast<uint32_t>(positions[n]), tensor << 16 | quad));
+    const uint4 words =
+        philox4(scalars->dropout_key, make_uint4(scalars->step, static_cast<uint32_t>(mask_pair[n]),
+                                                 static_cast<uint32_t>(positions[n]), tensor << 16 | quad));
     const uint32_t word[4] = {words.x, words.y, words.z, words.w};
     const int64_t at = (n * quads_per_row + quad) * 4;
+    const Quad<T> in = load_quad(x + at);
+    Quad<T> out;
+    if (Add) out = load_quad(y + at);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
         const float factor = uniform24(word[e]) >= p ? keep : 0.0f;
-        const float value = factor * to_float(x[at + e]);
-        y[at + e] = from_float<T>(Add ? to_float(y[at + e]) + value : value);
+        const float value = factor * to_float(in.v[e]);
+        out.v[e] = from_float<T>(Add ? to_float(out.v[e]) + value : value);
     }
+    store_quad(y + at, out);
 }
 
 template <bool Add, class T>
@@ -53,10 +58,10 @@ void dropout_add(Stream stream, int first, int rows, int C, double p, uint32_t t
     launch<true>(stream, first, rows, C, p, tensor, scalars, mask_pair, positions, d, dx);
 }
 
-#define ORPO_INSTANTIATE(T)                                                                                  \
-    template void dropout(Stream, int, int, int, double, uint32_t, const BatchScalars*, const int32_t*,      \
-                          const int32_t*, const T*, T*);                                                     \
-    template void dropout_add(Stream, int, int, int, double, uint32_t, const BatchScalars*, const int32_t*,  \
+#define ORPO_INSTANTIATE(T)                                                                                 \
+    template void dropout(Stream, int, int, int, double, uint32_t, const BatchScalars*, const int32_t*,     \
+                          const int32_t*, const T*, T*);                                                    \
+    template void dropout_add(Stream, int, int, int, double, uint32_t, const BatchScalars*, const int32_t*, \
                               const int32_t*, const T*, T*);
 ORPO_INSTANTIATE(float)
 ORPO_INSTANTIATE(bf16)

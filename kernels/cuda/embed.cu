@@ -28,20 +28,20 @@ __global__ void gather_kernel(int64_t packs, int packs_per_row, const HeadRow* r
     store_pack(to + n * C + c, load_pack(from + rows[n].row * C + c));
 }
 
-// One thread stores 16 bytes of y; the last pack may be ragged.
+// One thread casts four elements; the last quad may be ragged.
 template <class T>
 __global__ void cast_kernel(int64_t n, const float* x, T* y) {
-    constexpr int P = Pack<T>::n;
-    const int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * P;
+    const int64_t first = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 4;
     if (first >= n) return;
-    if (first + P > n) {
+    if (first + 4 > n) {
         for (int64_t i = first; i < n; ++i) y[i] = from_float<T>(x[i]);
         return;
     }
-    Pack<T> out;
+    const Quad<float> in = load_quad(x + first);
+    Quad<T> out;
 #pragma unroll
-    for (int e = 0; e < P; ++e) out.v[e] = from_float<T>(x[first + e]);
-    store_pack(y + first, out);
+    for (int e = 0; e < 4; ++e) out.v[e] = from_float<T>(in.v[e]);
+    store_quad(y + first, out);
 }
 
 }  // namespace
@@ -60,7 +60,7 @@ void gather(Stream stream, int n, int C, const HeadRow* rows, const T* from, T* 
 }
 template <class T>
 void cast(Stream stream, int64_t n, const float* x, T* y) {
-    LAUNCH(cast_kernel<T>, dim3(blocks_for(n, kThreads * Pack<T>::n)), dim3(kThreads), 0, stream, n, x, y);
+    LAUNCH(cast_kernel<T>, dim3(blocks_for(n, kThreads * 4)), dim3(kThreads), 0, stream, n, x, y);
 }
 
 template void embed(Stream, int, int, const int32_t*, const float*, float*);

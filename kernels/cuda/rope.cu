@@ -22,9 +22,13 @@ __global__ void rope_kernel(int64_t items, int heads, int width, const int32_t* 
     T* at = qkv + n * width + head * 64 + j;
     Pack<T> a = load_pack(at), b = load_pack(at + 32);
     const float* turn = table + (int64_t{positions[n]} * 32 + j) * 2;
+    Quad<float> cs[P / 2];  // {c, s} of two channels each
+#pragma unroll
+    for (int e = 0; e < P / 2; ++e) cs[e] = load_quad(turn + e * 4);
 #pragma unroll
     for (int e = 0; e < P; ++e) {
-        const float c = turn[2 * e], s = sign * turn[2 * e + 1], x = to_float(a.v[e]), y = to_float(b.v[e]);
+        const float c = cs[e / 2].v[e % 2 * 2], s = sign * cs[e / 2].v[e % 2 * 2 + 1];
+        const float x = to_float(a.v[e]), y = to_float(b.v[e]);
         a.v[e] = from_float<T>(x * c - y * s);
         b.v[e] = from_float<T>(y * c + x * s);
     }
@@ -39,8 +43,8 @@ void rope(Stream stream, int N, Heads heads, const int32_t* positions, const flo
     const int turned = heads.H + heads.KV, width = (heads.H + 2 * heads.KV) * 64;
     const int64_t items = int64_t{N} * turned * (32 / Pack<T>::n);
     const float s = static_cast<float>(sign);
-    LAUNCH(rope_kernel<T>, dim3(blocks_for(items, kThreads)), dim3(kThreads), 0, stream, items, turned, width, positions,
-           table, s, qkv);
+    LAUNCH(rope_kernel<T>, dim3(blocks_for(items, kThreads)), dim3(kThreads), 0, stream, items, turned, width,
+           positions, table, s, qkv);
 }
 
 template void rope(Stream, int, Heads, const int32_t*, const float*, int, float*);
