@@ -84,15 +84,21 @@ __global__ void __launch_bounds__(32 * kRows)
     if (threadIdx.x == 0) r[n] = rn;
 }
 
-template <int V, class T>
+// No sum to wait for, so a row goes by in pieces of four quads a lane: few registers, many warps.
+template <class T>
 __global__ void __launch_bounds__(32 * kRows)
     normalize_kernel(int N, int quads, const T* x, const float* w, const float* r, T* y) {
+    constexpr int V = 4;
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
-    Quad<T> row[V];
-    each_quad<V>(quads, [&](int i, int v) { row[v] = load_quad(x + at + i * 4); });
-    write_normed<V>(quads, row, r[n], w, y + at);
+    const float rn = r[n];
+    for (int first = 0; first < quads; first += V * 32) {
+        Quad<T> piece[V];
+        const T* from = x + at + first * 4;
+        each_quad<V>(quads - first, [&](int i, int v) { piece[v] = load_quad(from + i * 4); });
+        write_normed<V>(quads - first, piece, rn, w + first * 4, y + at + first * 4);
+    }
 }
 
 template <int V, class T>
@@ -164,11 +170,7 @@ void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d
 }
 template <class T>
 void normalize(Stream stream, int N, int C, const T* x, const float* w, const float* r, T* y) {
-    const int quads = C / 4;
-    with_quads(quads, [&](auto v) {
-        constexpr int V = decltype(v)::value;
-        LAUNCH((normalize_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, quads, x, w, r, y);
-    });
+    LAUNCH(normalize_kernel<T>, dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, C / 4, x, w, r, y);
 }
 template <class T>
 void rmsnorm_backward(Stream stream, int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
