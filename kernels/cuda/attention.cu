@@ -30,8 +30,8 @@ __device__ __forceinline__ KeyRange key_range(const QueryTile& q, int j) {
     return {first, left < kTile ? left : kTile, true};
 }
 
-__global__ void __launch_bounds__(32 * kWarps) attention_kernel(int H, int KV, const QueryTile* tiles, const bf16* qkv,
-                                                                bf16* o, float* lse) {
+__global__ void __launch_bounds__(32 * kWarps)
+    attention_kernel(int H, int KV, const QueryTile* tiles, const bf16* qkv, bf16* o, float* lse) {
     struct Shared {
         Tile q, k[2], v[2];
     };
@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(32 * kWarps) attention_kernel(int H, int KV, c
         const int row = row0 + half * 8;
         if (row < tile.q1 && lane % 4 == 0) lse[int64_t{row} * H + head] = top[half] / kLog2e + logf(total);
     }
-    store_rows(out, o + (int64_t{tile.q0} + warp * 16) * H * 64 + head * 64, H * 64, count - warp * 16, lane);
+    store_rows(out, s.q, warp, o + (int64_t{tile.q0} + warp * 16) * H * 64 + head * 64, H * 64, count - warp * 16,
+               lane);
 }
 
 // One warp a (row, head); a lane owns channels lane and lane + 32.

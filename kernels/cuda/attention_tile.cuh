@@ -13,12 +13,12 @@
 
 namespace orpo::cuda {
 
-inline constexpr int kTile = 64;     // rows of a tile, and the head size
-inline constexpr int kPitch = 72;    // elements between rows
-inline constexpr int kWarps = 4;     // a warp owns 16 rows of the tile
-inline constexpr float kScale = 0.125f;                     // 1 / sqrt(64)
+inline constexpr int kTile = 64;         // rows of a tile, and the head size
+inline constexpr int kPitch = 72;        // elements between rows
+inline constexpr int kWarps = 4;         // a warp owns 16 rows of the tile
+inline constexpr float kScale = 0.125f;  // 1 / sqrt(64)
 inline constexpr float kLog2e = 1.44269504088896340736f;
-inline constexpr float kMasked = -1.0e30f;                  // finite: -inf - -inf would be NaN
+inline constexpr float kMasked = -1.0e30f;  // finite: -inf - -inf would be NaN
 
 struct Tile {
     bf16 row[kTile][kPitch];
@@ -84,17 +84,23 @@ __device__ __forceinline__ float row_max(float x) {
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Writes accumulator rows (16, 64) of a warp as bf16: row i goes to base + i * width, rows >= count are left out.
-__device__ __forceinline__ void store_rows(const float (&c)[8][4], bf16* base, int width, int count, int lane) {
+// Writes accumulator rows (16, 64) of a warp as bf16: row i goes to base + i * width, rows >= count are left out. They
+// pass through the warp's own rows of `tile`, which nobody needs any more, so that eight lanes write a whole row.
+__device__ __forceinline__ void store_rows(const float (&c)[8][4], Tile& tile, int warp, bf16* base, int width,
+                                           int count, int lane) {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int row = g + half * 8;
-        if (row >= count) continue;
+    for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int n = 0; n < 8; ++n)
-            *reinterpret_cast<unsigned*>(base + int64_t{row} * width + n * 8 + 2 * t) =
-                pack_bf16(c[n][2 * half], c[n][2 * half + 1]);
+            store_pair(&tile.row[warp * 16 + g + half * 8][n * 8 + 2 * t],
+                       pack_bf16(c[n][2 * half], c[n][2 * half + 1]));
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 8 + i * 4, column = lane % 8 * 8;
+        if (row < count)
+            store_pack(base + int64_t{row} * width + column, load_pack(&tile.row[warp * 16 + row][column]));
     }
 }
 

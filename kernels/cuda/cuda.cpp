@@ -86,7 +86,7 @@ void Cuda<Store>::reserve(const Limits& limits) {
     logits_ = allocate<T>(Category::kWorkspace, "logits of a chunk", int64_t{chunk_} * limits.V);
     gathered_ = allocate<T>(Category::kWorkspace, "head rows of a chunk", int64_t{chunk_} * limits.C);
     if (limits.gradients)
-        delta_ = allocate<float>(Category::kWorkspace, "attention delta", int64_t{limits.tokens} * limits.shape.H);
+        stats_ = allocate<float>(Category::kWorkspace, "attention row sums", int64_t{2} * limits.tokens * limits.shape.H);
     ids_ = allocate<int32_t>(Category::kWorkspace, "drawn tokens", limits.heads);
     most_slots_ = kMostSlots;
     norms_ = allocate<double>(Category::kWorkspace, "norm sums", int64_t{kMostSlots} * (kNormBlocks + 1));

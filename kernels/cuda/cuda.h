@@ -124,7 +124,7 @@ class Cuda {
                             const T* d_o, T* dqkv) {
         const Range range(*this, "attention_backward");
         cuda::attention_backward<T>(stream(), b.N, b.query_tiles, b.key_tiles, {s.H, s.KV}, b.query_tile, b.key_tile,
-                                    qkv, o, lse, d_o, delta_, dqkv);
+                                    qkv, o, lse, d_o, stats_, dqkv);
     }
     void swiglu(int N, int I, const T* gu, T* h) {
         const Range range(*this, "swiglu");
@@ -191,7 +191,7 @@ class Cuda {
     int chunk_ = 0;         // head rows whose logits are held at once
     T* logits_ = nullptr;   // (chunk, V)
     T* gathered_ = nullptr; // (chunk, C)
-    float* delta_ = nullptr;   // (tokens, H)
+    float* stats_ = nullptr;   // (H, tokens, 2)
     int32_t* ids_ = nullptr;   // (heads) drawn tokens
     double* norms_ = nullptr;  // partial sums, then totals
     AdamwStep* steps_ = nullptr;

@@ -12,7 +12,7 @@ namespace orpo::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kDecodeWarps = 8;
+constexpr int kDecodeWarps = 16;
 
 // qkv (N, (H + 2 KV) 64): the K and V heads stand together at its end, as they do in a cache row.
 template <class T>
@@ -27,52 +27,102 @@ __global__ void cache_append_kernel(int64_t packs, int packs_per_row, int skip, 
     store_pack(cache + row * packs_per_row * P + c, load_pack(qkv + n * width + skip + c));
 }
 
-// grid (N, H). Eight warps split the cached tokens; each keeps an online softmax, and warp 0 joins them.
+// One (row, head). A key's 64 channels lie over 64 / P lanes, a pack each, so that a warp looks at several keys at
+// once; it loads kUnroll times as many before it waits, for there are few blocks and memory is far. Every group of
+// lanes keeps an online softmax; a warp's groups are joined in registers, the warps through shared memory. grid (N, H)
 template <class T>
-__global__ void __launch_bounds__(32 * kDecodeWarps) decode_attention_kernel(int H, int KV, int capacity,
-                                                                             const int32_t* mask_pair,
-                                                                             const int32_t* positions, const T* qkv,
-                                                                             const T* cache, T* o) {
+__global__ void __launch_bounds__(32 * kDecodeWarps)
+    decode_attention_kernel(int H, int KV, int capacity, const int32_t* mask_pair, const int32_t* positions,
+                            const T* qkv, const T* cache, T* o) {
+    constexpr int P = Pack<T>::n, kLanes = 64 / P, kGroups = 32 / kLanes, kUnroll = 4;
     struct Shared {
         float top[kDecodeWarps], sum[kDecodeWarps], out[kDecodeWarps][64];
     };
     Shared& s = shared_memory<Shared>();
     const int n = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), kv_head = head / (H / KV);
     const int lane = static_cast<int>(threadIdx.x), warp = static_cast<int>(threadIdx.y);
+    const int group = lane / kLanes, part = lane % kLanes;  // this lane: keys of its group, channels [part P, +P)
     T* to = o + (int64_t{n} * H + head) * 64;
     if (mask_pair[n] < 0) {  // the whole block leaves
-        if (warp == 0) to[2 * lane] = to[2 * lane + 1] = from_float<T>(0);
+        if (warp == 0 && group == 0) store_pack(to + part * P, Pack<T>{});
         return;
     }
-    const T* q = qkv + int64_t{n} * (H + 2 * KV) * 64 + head * 64;
-    const float q0 = to_float(q[2 * lane]) * 0.125f, q1 = to_float(q[2 * lane + 1]) * 0.125f;
-    const T* rows = cache + int64_t{mask_pair[n] / 2} * capacity * 2 * KV * 64 + kv_head * 64;
-    float top = -1.0e30f, sum = 0, out0 = 0, out1 = 0;
-    for (int key = warp; key <= positions[n]; key += kDecodeWarps) {
-        const T *k = rows + int64_t{key} * 2 * KV * 64, *v = k + KV * 64;
-        const float score = warp_sum(q0 * to_float(k[2 * lane]) + q1 * to_float(k[2 * lane + 1]));
-        const float high = fmaxf(top, score), shrink = expf(top - high), p = expf(score - high);
+    const Pack<T> packed = load_pack(qkv + int64_t{n} * (H + 2 * KV) * 64 + head * 64 + part * P);
+    float q[P], out[P] = {}, top = -1.0e30f, sum = 0;
+#pragma unroll
+    for (int e = 0; e < P; ++e) q[e] = to_float(packed.v[e]) * 0.125f;
+    const T* rows = cache + int64_t{mask_pair[n] / 2} * capacity * 2 * KV * 64 + kv_head * 64 + part * P;
+    const int last = positions[n];
+    for (int first = warp * kGroups * kUnroll; first <= last; first += kDecodeWarps * kGroups * kUnroll) {
+        Pack<T> k[kUnroll], v[kUnroll];
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+            const int key = first + u * kGroups + group;
+            const T* row = rows + int64_t{key <= last ? key : last} * 2 * KV * 64;
+            k[u] = load_pack(row);
+            v[u] = load_pack(row + KV * 64);
+        }
+        float score[kUnroll], high = top;
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+            score[u] = 0;
+#pragma unroll
+            for (int e = 0; e < P; ++e) score[u] += q[e] * to_float(k[u].v[e]);
+#pragma unroll
+            for (int offset = kLanes / 2; offset > 0; offset /= 2)
+                score[u] += __shfl_xor_sync(0xffffffffu, score[u], offset);
+            if (first + u * kGroups + group <= last) high = fmaxf(high, score[u]);
+        }
+        const float shrink = expf(top - high);
         top = high;
-        sum = sum * shrink + p;
-        out0 = out0 * shrink + p * to_float(v[2 * lane]);
-        out1 = out1 * shrink + p * to_float(v[2 * lane + 1]);
+        sum *= shrink;
+#pragma unroll
+        for (int e = 0; e < P; ++e) out[e] *= shrink;
+#pragma unroll
+        for (int u = 0; u < kUnroll; ++u) {
+            const float p = first + u * kGroups + group <= last ? expf(score[u] - top) : 0.0f;
+            sum += p;
+#pragma unroll
+            for (int e = 0; e < P; ++e) out[e] += p * to_float(v[u].v[e]);
+        }
     }
-    if (lane == 0) s.top[warp] = top, s.sum[warp] = sum;
-    s.out[warp][2 * lane] = out0;
-    s.out[warp][2 * lane + 1] = out1;
+    // The groups of the warp.
+    float high = top;
+#pragma unroll
+    for (int offset = kLanes; offset < 32; offset *= 2) high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, offset));
+    const float shrink = expf(top - high);
+    sum *= shrink;
+#pragma unroll
+    for (int offset = kLanes; offset < 32; offset *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+#pragma unroll
+    for (int e = 0; e < P; ++e) {
+        out[e] *= shrink;
+#pragma unroll
+        for (int offset = kLanes; offset < 32; offset *= 2) out[e] += __shfl_xor_sync(0xffffffffu, out[e], offset);
+    }
+    if (lane == 0) s.top[warp] = high, s.sum[warp] = sum;
+    // Parts that lie 32 floats apart start one channel apart, so that they meet in no bank.
+    const bool turned = part * P >= 32;
+    if (group == 0) {
+#pragma unroll
+        for (int e = 0; e < P; ++e) {
+            const int c = turned ? (e + 1) % P : e;
+            s.out[warp][part * P + c] = turned ? out[(e + 1) % P] : out[e];
+        }
+    }
     __syncthreads();
-    if (warp > 0) return;
-    float high = s.top[0], total = 0;
+    // The warps: a thread a channel.
+    const int c = warp * 32 + lane;
+    if (c >= 64) return;
+    high = s.top[0];
     for (int w = 1; w < kDecodeWarps; ++w) high = fmaxf(high, s.top[w]);
-    out0 = out1 = 0;
+    float total = 0, joined = 0;
     for (int w = 0; w < kDecodeWarps; ++w) {
         const float scale = expf(s.top[w] - high);
         total += s.sum[w] * scale;
-        out0 += s.out[w][2 * lane] * scale;
-        out1 += s.out[w][2 * lane + 1] * scale;
+        joined += s.out[w][c] * scale;
     }
-    to[2 * lane] = from_float<T>(out0 / total);
-    to[2 * lane + 1] = from_float<T>(out1 / total);
+    to[c] = from_float<T>(joined / total);
 }
 
 // A warp owns one row of W and keeps sums for up to four rows of x. grid (out / 8, ceil(N / 4)), block (32, 8)
@@ -123,8 +173,8 @@ void gemv(Stream stream, int N, int out, int in, const T* x, const T* W, Y* y) {
            in / Pack<T>::n, x, W, y);
 }
 
-#define ORPO_INSTANTIATE(T)                                                                                         \
-    template void cache_append(Stream, int, Heads, int, const int32_t*, const int32_t*, const T*, T*);              \
+#define ORPO_INSTANTIATE(T)                                                                            \
+    template void cache_append(Stream, int, Heads, int, const int32_t*, const int32_t*, const T*, T*); \
     template void decode_attention(Stream, int, Heads, int, const int32_t*, const int32_t*, const T*, const T*, T*);
 ORPO_INSTANTIATE(float)
 ORPO_INSTANTIATE(bf16)

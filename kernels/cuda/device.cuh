@@ -111,6 +111,17 @@ __device__ __forceinline__ void cp_async_16(void* to, const void* from, bool val
 #endif
 }
 
+// The same for 8 bytes, through L1.
+__device__ __forceinline__ void cp_async_8(void* to, const void* from, bool valid = true) {
+#ifdef __CUDACC__
+    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(target), "l"(from), "r"(valid ? 8 : 0)
+                 : "memory");
+#else
+    simt::cp_async(to, from, 8, !valid);
+#endif
+}
+
 // Waits until at most `Keep` of this thread's groups are still on their way. Other threads' copies need a barrier too.
 #ifdef __CUDACC__
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
@@ -177,6 +188,15 @@ __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
     return r;
 #else
     return static_cast<unsigned>(simt::bf16_bits(low)) | static_cast<unsigned>(simt::bf16_bits(high)) << 16;
+#endif
+}
+
+// Writes such a pair; `to` is a multiple of 4 bytes.
+__device__ __forceinline__ void store_pair(bf16* to, unsigned pair) {
+#ifdef __CUDACC__
+    *reinterpret_cast<unsigned*>(to) = pair;
+#else
+    simt::store_vector(to, &pair, 4);
 #endif
 }
 

@@ -78,10 +78,10 @@ void dropout_add(Stream stream, int first, int rows, int C, double p, uint32_t t
 // --- attention.cu, attention_backward.cu. qkv (N, (H + 2 KV) 64), o (N, H 64), lse (N, H)
 template <class T>
 void attention(Stream stream, int tiles, Heads heads, const QueryTile* tile, const T* qkv, T* o, float* lse);
-// delta (N, H): scratch, rowsum(d_o o). dqkv (N, width) is overwritten.
+// scratch (H, N, 2): lse and rowsum(d_o o). dqkv (N, width) is overwritten.
 template <class T>
 void attention_backward(Stream stream, int N, int query_tiles, int key_tiles, Heads heads, const QueryTile* query_tile,
-                        const KeyTile* key_tile, const T* qkv, const T* o, const float* lse, const T* d_o, float* delta,
+                        const KeyTile* key_tile, const T* qkv, const T* o, const float* lse, const T* d_o, float* scratch,
                         T* dqkv);
 
 // --- head.cu. z (n, V) logits: overwritten by softmax - onehot when keep, logp (n)

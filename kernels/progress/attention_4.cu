@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(32 * kWarps, 3)
         const int row = row0 + half * 8;
         if (row < tile.q1 && lane % 4 == 0) lse[int64_t{row} * H + head] = top[half] + logf(total);
     }
-    store_rows(out, o + (int64_t{tile.q0} + warp * 16) * H * 64 + head * 64, H * 64, tile.q1 - tile.q0 - warp * 16,
-               lane);
+    store_rows(out, s.q, warp, o + (int64_t{tile.q0} + warp * 16) * H * 64 + head * 64, H * 64,
+               tile.q1 - tile.q0 - warp * 16, lane);
 }
 
 }  // namespace

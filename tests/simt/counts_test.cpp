@@ -111,11 +111,8 @@ struct Limit {
     double sectors, wavefronts;
 };
 constexpr Limit kLimits[] = {
-    {"rope_kernel", 1.15, 1},               // a lane's eight {cos, sin} are 64 bytes in a row, read 16 at a time
-    {"orpo_kernel", 3.1, 1},                // a few hundred rows in all
-    {"dq_kernel", 1.12, 1},                 //
-    {"dkv_kernel", 1.3, 1},                 //
-    {"decode_attention_kernel", 1.9, 1.5},  //
+    {"rope_kernel", 1.15, 1},  // a lane's eight {cos, sin} are 64 bytes in a row, read 16 at a time
+    {"orpo_kernel", 3.1, 1},   // a few hundred rows in all
 };
 Limit limit_of(const std::string& kernel) {
     const std::string name = kernel.substr(0, kernel.find('<'));

@@ -183,7 +183,7 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
         first_pair_and_head());
     add(
         "attention_backward", Phase::kTrain,
-        {{2 * N * O * E, N * s.H * 4, 2 * N * O, L},
+        {{2 * N * O * E + N * s.H * 4, N * s.H * 8, 2 * N * O, L},
          {N * W * E + N * O * E + 2 * N * s.H * 4, N * O * E, 6 * seen, L},
          {N * W * E + N * O * E + 2 * N * s.H * 4, N * (W - O) * E, 8 * seen, L}},
         [=](Memory& m) {
@@ -192,10 +192,10 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
             query_tiles(training_batch(s.V).pairs, queries);
             key_tiles(training_batch(s.V).pairs, keys);
             const auto rows = [&](int width) { return m.take<bf16>(int64_t{kTokens} * width); };
-            const auto numbers = [&] { return m.take<float>(int64_t{kTokens} * s.H); };
+            const auto numbers = [&](int n) { return m.take<float>(int64_t{kTokens} * s.H * n); };
             attention_backward<bf16>(nullptr, kTokens, static_cast<int>(queries.size()), static_cast<int>(keys.size()),
-                                     heads, m.take(queries), m.take(keys), rows(s.width()), rows(s.H * 64), numbers(),
-                                     rows(s.H * 64), numbers(), rows(s.width()));
+                                     heads, m.take(queries), m.take(keys), rows(s.width()), rows(s.H * 64), numbers(1),
+                                     rows(s.H * 64), numbers(2), rows(s.width()));
         },
         first_pair_and_head());
     const double R = kHeadRows, V = s.V;

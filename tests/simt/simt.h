@@ -266,7 +266,7 @@ void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line);
 
 // ---- vector accesses ------------------------------------------------------------------------------------------------
 
-// One instruction that moves 8 or 16 bytes between memory and a lane's registers; the address must be a multiple of that.
+// One instruction that moves 4, 8 or 16 bytes between memory and a lane's registers; the address must be a multiple of that.
 void load_vector(void* registers, const void* from, int bytes);
 void store_vector(void* to, const void* registers, int bytes);
 
