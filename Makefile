@@ -51,8 +51,7 @@ endif
 	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
 
 kernel-report: configure
-	cmake --build $(BUILD) -j $(JOBS) --target kernel_report
-	$(BUILD)/tests/simt/kernel_report docs
+	cmake --build $(BUILD) -j $(JOBS) --target kernel_report_page
 
 mutation-check: configure
 	cmake --build $(BUILD) -j $(JOBS) --target mutation-check
