@@ -184,7 +184,7 @@ void write_record(const std::string& path, const Recorded& record) {
 }
 
 std::string source_hash(const std::string& root) {
-    std::vector<std::string> files = {"kernels/batch.h", "kernels/orpo_pair.h"};
+    std::vector<std::string> files = {"kernels/batch.h", "kernels/orpo_pair.h", "kernels/sample.h"};
     for (const auto& file : fs::directory_iterator(root + "/kernels/cuda")) {
         const std::string name = file.path().filename().string(), ending = file.path().extension().string();
         if (ending == ".cu" || ending == ".cuh" || name == "ops.h" || name == "bf16.h")
