@@ -397,8 +397,11 @@ def run(command, args):
     timeout = min(args.timeout, args.end - time.monotonic())
     if timeout < 1:
         return {"error": "out of time"}
+    environment = dict(os.environ)
+    if command[0] == args.orpo and "ORPO_PROGRAM_LIBRARIES" in environment:  # of tools/gpu_check.py
+        environment["LD_LIBRARY_PATH"] = environment["ORPO_PROGRAM_LIBRARIES"]
     try:
-        out = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        out = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
         return {"error": f"over {timeout:.0f} s"}
     except OSError as e:

@@ -46,8 +46,9 @@ class Check:
         for base in {os.path.dirname(p) for p in sys.path if p.endswith("site-packages")} | set(sys.path):
             libraries += glob.glob(os.path.join(base, "site-packages/nvidia/*/lib")) + glob.glob(
                 os.path.join(base, "nvidia/*/lib"))
+        # For the program alone: python and its torch keep their own.
         old = self.environment.get("LD_LIBRARY_PATH")
-        self.environment["LD_LIBRARY_PATH"] = ":".join(libraries + ([old] if old else []))
+        self.libraries = self.environment["ORPO_PROGRAM_LIBRARIES"] = ":".join(libraries + ([old] if old else []))
         wheels = sorted(glob.glob(os.path.join(ROOT, "wheels", "*.whl")))
         if wheels:
             where = os.path.join(self.work, "wheels")
@@ -72,7 +73,10 @@ class Check:
         if timeout < 1:
             raise NotRun("out of time")
         try:
-            out = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self.environment,
+            environment = dict(self.environment)
+            if command[0] != sys.executable:
+                environment["LD_LIBRARY_PATH"] = self.libraries
+            out = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment,
                                  cwd=self.work)
         except subprocess.TimeoutExpired:
             raise Failed(f"over {timeout:.0f} s: {' '.join(command[:4])}")
