@@ -137,12 +137,16 @@ void check_random(const Tokenizer& tokenizer, const Json& golden) {
 
 void check_lists(const Tokenizer& tokenizer, const Json& golden) {
     CHECK(golden["strings"].size() == 300);
-    for (const auto& [text, ids] : golden["strings"].get<std::vector<std::pair<std::string, std::vector<int32_t>>>>()) {
+    for (const auto& [string, ids] :
+         golden["strings"].get<std::vector<std::pair<std::string, std::vector<int32_t>>>>()) {
+        const std::string text = string;
         CAPTURE(text);
         CHECK(tokenizer.encode(text) == ids);
     }
     CHECK(golden["literal"].size() > 20);
-    for (const auto& [text, ids] : golden["literal"].get<std::vector<std::pair<std::string, std::vector<int32_t>>>>()) {
+    for (const auto& [string, ids] :
+         golden["literal"].get<std::vector<std::pair<std::string, std::vector<int32_t>>>>()) {
+        const std::string text = string;
         CAPTURE(text);
         CHECK(tokenizer.encode(text, SpecialText::kLiteral) == ids);
     }
@@ -158,8 +162,9 @@ void check_lists(const Tokenizer& tokenizer, const Json& golden) {
 double cpu_seconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 void check_runs(const Tokenizer& tokenizer, const Json& golden) {
-    for (const auto& [unit, count, expected] :
+    for (const auto& [piece, count, expected] :
          golden["runs"].get<std::vector<std::tuple<std::string, int, std::string>>>()) {
+        const std::string unit = piece;
         std::string text;
         for (int i = 0; i < count; ++i) text += unit;
         const double start = cpu_seconds();
@@ -205,7 +210,8 @@ TEST_CASE("SmolLM2's tokenizer on real data equals the reference") {
     if (!tokenizer) return;
     const char* shared = std::getenv("ORPO_TEST_SHARED");
     const std::string folder = shared != nullptr ? shared : test_folder() + "/../../shared/data";
-    for (const auto& [name, expected] : read_golden("smollm2.json")["data"].items()) {
+    for (const auto& [file, expected] : read_golden("smollm2.json")["data"].items()) {
+        const std::string name = file;
         const std::string path = folder + "/" + name;
         if (!io::exists(path)) {
             std::cerr << "skipped: no " << name << " (ORPO_TEST_SHARED names its folder)\n";
