@@ -31,15 +31,23 @@ inline std::string utf8_of(char32_t c) {
     return {static_cast<char>(0xC0 | c >> 6), static_cast<char>(0x80 | (c & 0x3F))};
 }
 
+// One that the CUDA kernels take: heads of 64, widths that are multiples of 8.
+inline ModelConfig tiny_gpu_dir_config() {
+    ModelConfig c = tiny_dir_config();
+    c.V = 264, c.C = 48, c.H = 3, c.KV = 1, c.HS = 64, c.I = 72;
+    return c;
+}
+
 // seed: other weights. Norms about 1, the rest uniform.
-inline void write_tiny_model(const std::string& directory, uint64_t seed = 1) {
-    const ModelConfig config = tiny_dir_config();
+inline void write_tiny_model(const std::string& directory, uint64_t seed = 1,
+                             const ModelConfig& config = tiny_dir_config()) {
     io::make_dirs(directory);
     io::write_file_atomic(directory + "/config.json", hf_config_json(config));
     TokenizerDefinition tokenizer;
     for (int byte = 0; byte < 256; ++byte)
         tokenizer.tokens.push_back(utf8_of(byte_to_char(static_cast<uint8_t>(byte))));
     tokenizer.added = {{256, "<|start|>"}, {257, "<|end|>"}, {258, "<|pad|>"}};
+    for (int id = 259; id < config.V; ++id) tokenizer.added.push_back({id, "<|unused-" + std::to_string(id) + "|>"});
     tokenizer.bos = 256, tokenizer.eos = 257, tokenizer.pad = 258;
     io::write_file_atomic(directory + "/tokenizer.json", tokenizer_json(tokenizer));
     io::write_file_atomic(directory + "/tokenizer_config.json",

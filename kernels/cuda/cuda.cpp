@@ -62,7 +62,7 @@ Cuda<Store>::Cuda(std::shared_ptr<Device> device, const MemoryTable* plan) : dev
     ORPO_CHECK(plan);
     for (const MemoryTable::Entry& entry : plan->entries()) stretches_[entry.category].bytes += aligned(entry.bytes);
     for (auto& [category, stretch] : stretches_)
-        stretch.base = static_cast<unsigned char*>(device_->allocate(stretch.bytes));
+        stretch.base = device_->allocate(stretch.bytes);
 }
 
 template <class Store>
@@ -71,7 +71,7 @@ void* Cuda<Store>::take(Category category, const std::string& name, int64_t byte
     if (planning()) return nullptr;
     Stretch& stretch = stretches_[category];
     ORPO_CHECK(stretch.used + aligned(bytes) <= stretch.bytes);  // the plan is what is allocated
-    void* at = stretch.base + stretch.used;
+    void* at = bytes > 0 ? device_->part(stretch.base, stretch.used, bytes) : nullptr;
     stretch.used += aligned(bytes);
     return at;
 }

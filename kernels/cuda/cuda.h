@@ -183,7 +183,7 @@ class Cuda {
     MemoryTable memory_;
     // One stretch of device memory a category.
     struct Stretch {
-        unsigned char* base = nullptr;
+        void* base = nullptr;
         int64_t bytes = 0, used = 0;
     };
     std::map<Category, Stretch> stretches_;

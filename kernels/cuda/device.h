@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "base/error.h"
 #include "kernels/cuda/ops.h"
 
 namespace orpo::cuda {
@@ -30,6 +31,13 @@ struct Product {
     Number in = Number::kBf16, out = Number::kBf16;
 };
 
+// An allocation that failed, in bytes.
+[[noreturn]] inline void refuse_memory(int64_t asked, int64_t free, int64_t all) {
+    const auto mib = [](int64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
+    throw Error(Exit::kMemory, "not enough GPU memory: " + mib(asked) + " asked for, " + mib(free) + " of " + mib(all) +
+                                   " are free; close other programs, or lower --memory-limit or --micro-batch-tokens");
+}
+
 class Device {
   public:
     // Error(kNoDevice) when there is no such device or no driver.
@@ -41,6 +49,12 @@ class Device {
 
     // Lives as long as the device object; aligned to 256 bytes. Error(kMemory) that says how much was asked for.
     virtual void* allocate(int64_t bytes) = 0;
+    // The array of `bytes` that begins `offset` (a multiple of 256) into an allocation. The stand-in gives it pages of
+    // its own.
+    virtual void* part(void* allocation, int64_t offset, int64_t bytes) {
+        (void)bytes;
+        return static_cast<unsigned char*>(allocation) + offset;
+    }
     // In stream order. `host` may be used again when copy_in returns; copy_out waits for the bytes.
     virtual void copy_in(void* to, const void* host, int64_t bytes) = 0;
     virtual void copy_out(const void* from, void* host, int64_t bytes) = 0;

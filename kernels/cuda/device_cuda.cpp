@@ -89,9 +89,7 @@ class CudaDevice final : public Device {
         if (status == cudaErrorMemoryAllocation) {
             size_t free_bytes = 0, all = 0;
             cudaMemGetInfo(&free_bytes, &all);
-            throw Error(Exit::kMemory, "not enough GPU memory: " + std::to_string(bytes >> 20) + " MiB asked for, " +
-                                           std::to_string(free_bytes >> 20) + " MiB of " + std::to_string(all >> 20) +
-                                           " MiB are free; lower --micro-batch-tokens, or close other programs");
+            refuse_memory(bytes, static_cast<int64_t>(free_bytes), static_cast<int64_t>(all));
         }
         check(status, "cudaMalloc");
         blocks_.push_back(block);

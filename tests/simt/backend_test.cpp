@@ -1,6 +1,10 @@
 // The whole CUDA backend on the stand-in: the host code that a GPU will run (offsets, launches, padding, memory plan,
 // graphs) trains a tiny model and equals the reference.
 #include <doctest/doctest.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "kernels/cuda/cuda.h"
 #include "tests/simt/simt.h"
@@ -166,11 +170,105 @@ TEST_CASE("stand-in: NaN weights are reported by generation") {
     CHECK_THROWS_AS(generate(*gpu.engine, nullptr, std::vector<std::vector<int32_t>>{{1, 2}}, Sampling{}), Error);
 }
 
-TEST_CASE("stand-in: device memory is not host memory, and an impossible plan is refused") {
-    auto device = cuda::StandinDevice::make(1 << 20);
-    CHECK_THROWS_AS(device->allocate(2 << 20), Error);
-    void* p = device->allocate(1000);
+namespace {
+
+// How a child process that does f ends: 0, or the signal that killed it.
+int signal_of(const std::function<void()>& f) {
+    const pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+        signal(SIGSEGV, SIG_DFL);
+        const rlimit none{0, 0};
+        setrlimit(RLIMIT_CORE, &none);
+        f();
+        _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+}
+
+float first_of(const void* p) { return *static_cast<const volatile float*>(p); }
+
+}  // namespace
+
+TEST_CASE("stand-in: the host may not touch device memory") {
+    auto device = cuda::StandinDevice::make();
+    void* block = device->allocate(8192);
+    auto* p = static_cast<float*>(device->part(block, 0, 400));
+    const std::vector<float> ones(100, 1.0f);
+    CHECK(signal_of([&] { first_of(p); }) == SIGSEGV);
+    CHECK(signal_of([&] { *static_cast<volatile float*>(p) = 1; }) == SIGSEGV);
+    CHECK(signal_of([&] { first_of(block); }) == SIGSEGV);
+    CHECK(signal_of([&] { device->copy_in(p, ones.data(), 400), device->wait(); }) == 0);
+    device->copy_in(p, ones.data(), 400);
+    device->wait();
+    CHECK(signal_of([&] { first_of(p); }) == SIGSEGV);  // nor afterwards
+    CHECK(signal_of([&] { cuda::cast<float>(nullptr, 100, ones.data(), p), device->wait(); }) == 0);
+}
+
+TEST_CASE("stand-in: what was never written is NaN, and spreads") {
+    auto device = cuda::StandinDevice::make();
+    void* block = device->allocate(8192);
+    auto* a = static_cast<float*>(device->part(block, 0, 256));
+    auto* b = static_cast<float*>(device->part(block, 256, 256));
     float value = 0;
-    device->copy_out(p, &value, 4);
+    device->copy_out(a, &value, 4);
     CHECK(std::isnan(value));
+    cuda::cast<float>(nullptr, 64, a, b);
+    device->copy_out(b + 63, &value, 4);
+    CHECK(std::isnan(value));
+    device->zero(a, 256);
+    cuda::cast<float>(nullptr, 64, a, b);
+    device->copy_out(b + 63, &value, 4);
+    CHECK(value == 0);
+}
+
+TEST_CASE("stand-in: one element past an array is seen, with and without a gap to its pages' end") {
+    auto device = cuda::StandinDevice::make();
+    void* block = device->allocate(1 << 16);
+    auto* source = static_cast<float*>(device->part(block, 0, 4096));
+    auto* whole = static_cast<float*>(device->part(block, 4096, 1024));
+    auto* ragged = static_cast<float*>(device->part(block, 8192, 1000));
+    device->zero(source, 4096);
+    const auto copy = [&](int n, const float* from, float* to) {
+        cuda::cast<float>(nullptr, n, from, to);
+        device->wait();
+    };
+    copy(256, source, whole), copy(250, source, ragged);  // to the last element: fine
+    CHECK(signal_of([&] { copy(257, source, whole); }) == SIGSEGV);
+    CHECK(signal_of([&] { copy(257, whole, source); }) == SIGSEGV);
+    CHECK_THROWS_AS(copy(251, source, ragged), Error);
+    auto other = cuda::StandinDevice::make();
+    auto* before = static_cast<float*>(other->part(other->allocate(4096), 0, 1024));
+    const float one = 1;
+    CHECK_THROWS(other->copy_in(before - 1, &one, 4));
+    // Products are checked by their shapes: A (4, 8), B (8, 4), C (4, 4).
+    cuda::Product p;
+    p.M = 4, p.N = 4, p.K = 8, p.lda = 8, p.ldb = 4, p.ldc = 4;
+    p.in = p.out = cuda::Number::kFloat;
+    float* A = before;
+    CHECK_NOTHROW(other->multiply(p, A, A + 32, A + 1024 / 4 - 16));
+    CHECK_THROWS(other->multiply(p, A, A + 32, A + 1024 / 4 - 15));
+    CHECK_THROWS(other->multiply(p, A, A + 1024 / 4 - 31, A + 64));
+}
+
+TEST_CASE("stand-in: arrays lie inside their allocation and never overlap; no more is given than there is") {
+    cuda::StandinOptions options;
+    options.bytes = 1 << 20, options.taken = 1 << 18;
+    auto device = cuda::StandinDevice::make(options);
+    void* block = device->allocate(1 << 19);
+    device->part(block, 256, 300);  // takes 512
+    CHECK_THROWS(device->part(block, 512, 4));
+    CHECK_THROWS(device->part(block, 0, 257));
+    CHECK_THROWS(device->part(block, (1 << 19) - 256, 257));
+    CHECK_THROWS(device->part(block, 100, 4));
+    CHECK_NOTHROW(device->part(block, (1 << 19) - 256, 256));
+    try {
+        device->allocate(1 << 19);
+        FAIL("more than there is");
+    } catch (const Error& error) {
+        CHECK(error.exit() == Exit::kMemory);
+        CHECK(std::string(error.what()).find("--memory-limit") != std::string::npos);
+    }
 }

@@ -7,7 +7,10 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <iterator>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -17,25 +20,38 @@ namespace orpo::cuda {
 
 namespace {
 
-struct Block {
-    unsigned char* memory = nullptr;  // page-aligned, between guards
-    size_t bytes = 0;                 // whole pages
+constexpr unsigned char kPattern = 0xA5;           // on the bytes of an array's pages that are not the array's
+constexpr size_t kMostQueued = size_t{64} << 20;   // bytes of copies that wait before they are run
+constexpr int64_t kAlign = 256;
+
+struct Array {
+    unsigned char* pages = nullptr;  // between guard pages
+    size_t page_bytes = 0;           // whole pages
+    unsigned char* begin = nullptr;  // as close to the end of the pages as the alignment allows
+    size_t bytes = 0;
+    bool fresh = true;  // never opened
+};
+struct Allocation {
+    int64_t bytes = 0;
+    std::map<int64_t, int64_t> parts;  // offset -> end
 };
 
 class Standin final : public StandinDevice {
   public:
-    explicit Standin(int64_t device_bytes) : page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))) {
+    explicit Standin(const StandinOptions& options)
+        : options_(options), page_(static_cast<size_t>(sysconf(_SC_PAGESIZE))) {
         info_.name = "stand-in for a GPU, kernels in the SIMT runner";
-        info_.bytes = device_bytes;
+        info_.bytes = options.bytes;
         info_.multiprocessors = 1;
         simt::set_recorder([this](const char* name, dim3 grid, dim3 block, size_t shared, std::function<void()> kernel) {
-            if (!capturing_) ++statistics_.launches;
+            count(statistics_.launches);
             submit([=] { simt::launch(name, grid, block, shared, kernel); });
         });
     }
     ~Standin() override {
         simt::set_recorder(nullptr);
-        for (const Block& block : blocks_) munmap(block.memory - page_, block.bytes + 2 * page_);
+        for (const auto& [begin, array] : arrays_) munmap(array.pages - page_, array.page_bytes + 2 * page_);
+        for (const auto& [begin, allocation] : allocations_) munmap(begin, static_cast<size_t>(allocation.bytes));
     }
 
     const DeviceInfo& info() const override { return info_; }
@@ -44,46 +60,89 @@ class Standin final : public StandinDevice {
 
     void* allocate(int64_t bytes) override {
         ORPO_CHECK(!capturing_ && bytes >= 0);
-        if (statistics_.bytes + bytes > info_.bytes)
-            throw Error(Exit::kMemory, "not enough device memory: " + std::to_string(bytes) + " bytes asked for, " +
-                                           std::to_string(info_.bytes - statistics_.bytes) +
-                                           " are free; lower --micro-batch-tokens");
+        if (bytes == 0) return nullptr;
+        const int64_t free = info_.bytes - options_.taken - statistics_.bytes;
+        if (bytes > free) refuse_memory(bytes, free, info_.bytes);
         statistics_.bytes += bytes;
-        const size_t whole = (static_cast<size_t>(bytes) + page_ - 1) / page_ * page_;
-        void* range = mmap(nullptr, whole + 2 * page_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        ORPO_CHECK(range != MAP_FAILED);
-        Block block{static_cast<unsigned char*>(range) + page_, whole};
-        blocks_.push_back(block);
-        // Pages are filled with NaN when they are first opened, and never when nobody opens them.
-        fresh_.push_back(true);
-        // The block ends where its last page ends, so that one byte too far is a fault; 256-byte alignment stays.
-        return block.memory + (whole - static_cast<size_t>(bytes)) / 256 * 256;
+        auto* begin = static_cast<unsigned char*>(reserve(static_cast<size_t>(bytes)));
+        allocations_[begin].bytes = bytes;
+        return begin;
+    }
+    void* part(void* block, int64_t offset, int64_t bytes) override {
+        if (bytes == 0) return nullptr;
+        const auto found = allocations_.find(static_cast<unsigned char*>(block));
+        ORPO_CHECK(found != allocations_.end() && bytes > 0 && offset >= 0 && offset % kAlign == 0);
+        Allocation& allocation = found->second;
+        const int64_t end = offset + (bytes + kAlign - 1) / kAlign * kAlign;
+        const auto next = allocation.parts.lower_bound(offset);
+        ORPO_CHECK(end <= allocation.bytes);
+        ORPO_CHECK(next == allocation.parts.end() || end <= next->first);
+        ORPO_CHECK(next == allocation.parts.begin() || std::prev(next)->second <= offset);
+        allocation.parts[offset] = end;
+        statistics_.in_arrays += end - offset;
+        Array array;
+        array.bytes = static_cast<size_t>(bytes);
+        array.page_bytes = (array.bytes + page_ - 1) / page_ * page_;
+        array.pages = static_cast<unsigned char*>(reserve(array.page_bytes + 2 * page_)) + page_;
+        array.begin = array.pages + (array.page_bytes - array.bytes) / kAlign * kAlign;
+        arrays_[array.begin] = array;
+        return array.begin;
     }
     void copy_in(void* to, const void* host, int64_t bytes) override {
         ORPO_CHECK(!capturing_);
-        const std::vector<unsigned char> copy(static_cast<const unsigned char*>(host),
-                                              static_cast<const unsigned char*>(host) + bytes);
-        submit([=] { std::memcpy(to, copy.data(), copy.size()); });
+        check_inside(to, bytes);
+        ++statistics_.copies_in;
+        if (options_.counted) return;
+        const auto* from = static_cast<const unsigned char*>(host);
+        const std::vector<unsigned char> copy(from, from + bytes);
+        queued_bytes_ += copy.size();
+        submit([to, copy = std::move(copy)] { std::memcpy(to, copy.data(), copy.size()); });
+        if (queued_bytes_ > kMostQueued) run_queue();
     }
     void copy_out(const void* from, void* host, int64_t bytes) override {
         ORPO_CHECK(!capturing_);
+        check_inside(from, bytes);
+        ++statistics_.copies_out;
         statistics_.bytes_out += bytes;
+        if (options_.counted) {
+            std::memset(host, 0, static_cast<size_t>(bytes));
+            return;
+        }
         submit([=] { std::memcpy(host, from, static_cast<size_t>(bytes)); });
+        run_queue();
     }
     void zero(void* to, int64_t bytes) override {
+        if (bytes == 0) return;
+        check_inside(to, bytes);
+        count(statistics_.fills);
         submit([=] { std::memset(to, 0, static_cast<size_t>(bytes)); });
     }
     void copy(void* to, const void* from, int64_t bytes) override {
+        check_inside(to, bytes), check_inside(from, bytes);
         submit([=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
     }
-    void wait() override { ORPO_CHECK(!capturing_); }
     double seconds(const std::function<void()>& work) override {
+        run_queue();
         const auto start = std::chrono::steady_clock::now();
         work();
+        run_queue();
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+    void wait() override {
+        ORPO_CHECK(!capturing_);
+        ++statistics_.waits;
+        run_queue();
     }
 
     void multiply(const Product& p, const void* A, const void* B, void* C) override {
+        const auto matrix = [&](const void* at, Number type, int rows, int columns, int ld) {
+            ORPO_CHECK(rows > 0 && columns > 0 && ld >= columns);
+            check_inside(at, ((rows - int64_t{1}) * ld + columns) * (type == Number::kFloat ? 4 : 2));
+        };
+        matrix(A, p.in, p.transpose_a ? p.K : p.M, p.transpose_a ? p.M : p.K, p.lda);
+        matrix(B, p.in, p.transpose_b ? p.N : p.K, p.transpose_b ? p.K : p.N, p.ldb);
+        matrix(C, p.out, p.M, p.N, p.ldc);
+        count(statistics_.products);
         submit([=, this] { run(p, A, B, C); });
     }
 
@@ -92,6 +151,7 @@ class Standin final : public StandinDevice {
         capturing_ = true;
         graphs_.emplace_back();
         ++statistics_.captures;
+        statistics_.nodes = 0;
     }
     int end_capture() override {
         ORPO_CHECK(capturing_);
@@ -101,81 +161,121 @@ class Standin final : public StandinDevice {
     void replay(int graph) override {
         ORPO_CHECK(!capturing_);
         ++statistics_.replays;
-        open();
-        for (const auto& work : graphs_.at(static_cast<size_t>(graph))) work();
-        close();
+        const auto& works = graphs_.at(static_cast<size_t>(graph));
+        queue_.insert(queue_.end(), works.begin(), works.end());
     }
     void push_range(const char*) override { ++ranges_; }
     void pop_range() override { ORPO_CHECK(--ranges_ >= 0); }
     void profile(bool) override {}
 
   private:
-    // In stream order: now, or later when the graph is replayed.
-    void submit(std::function<void()> work) {
-        if (capturing_) {
-            graphs_.back().push_back(std::move(work));
-            return;
-        }
-        open();
-        work();
-        close();
+    using Work = std::function<void()>;
+
+    // Addresses without memory behind them.
+    static void* reserve(size_t bytes) {
+        void* range = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        ORPO_CHECK(range != MAP_FAILED);
+        return range;
     }
-    void open() {
-        for (size_t i = 0; i < blocks_.size(); ++i) {
-            ORPO_CHECK(mprotect(blocks_[i].memory, blocks_[i].bytes, PROT_READ | PROT_WRITE) == 0);
-            if (fresh_[i]) std::memset(blocks_[i].memory, 0xFF, blocks_[i].bytes);
-            fresh_[i] = false;
-        }
+    void count(int& calls) { ++(capturing_ ? statistics_.nodes : calls); }
+    void submit(Work work) {
+        if (options_.counted && !capturing_) return;
+        (capturing_ ? graphs_.back() : queue_).push_back(std::move(work));
     }
-    void close() {
-        for (const Block& block : blocks_) ORPO_CHECK(mprotect(block.memory, block.bytes, PROT_NONE) == 0);
+    // [p, p + bytes) lies in one array.
+    void check_inside(const void* p, int64_t bytes) const {
+        const auto* at = static_cast<const unsigned char*>(p);
+        auto after = arrays_.upper_bound(const_cast<unsigned char*>(at));
+        ORPO_CHECK(after != arrays_.begin());
+        const Array& array = std::prev(after)->second;
+        ORPO_CHECK(bytes >= 0 && at + bytes <= array.begin + array.bytes);
     }
 
-    static float at(Number type, const void* p, int64_t i) {
-        return type == Number::kFloat ? static_cast<const float*>(p)[i] : to_float(static_cast<const bf16*>(p)[i]);
+    // Device memory is open while this lives.
+    class Open {
+      public:
+        explicit Open(Standin& device) : device_(device) {
+            for (auto& [begin, array] : device_.arrays_) {
+                ORPO_CHECK(mprotect(array.pages, array.page_bytes, PROT_READ | PROT_WRITE) == 0);
+                if (!array.fresh) continue;
+                std::memset(array.pages, kPattern, array.page_bytes);
+                std::memset(array.begin, 0xFF, array.bytes);  // NaN in every format
+                array.fresh = false;
+            }
+        }
+        ~Open() {
+            for (auto& [begin, array] : device_.arrays_) mprotect(array.pages, array.page_bytes, PROT_NONE);
+        }
+        // Nobody wrote beside an array.
+        bool intact() const {
+            for (const auto& [begin, array] : device_.arrays_) {
+                const unsigned char *end = array.begin + array.bytes, *last = array.pages + array.page_bytes;
+                for (const unsigned char* p = array.pages; p < last; ++p)
+                    if (p == array.begin) p = end - 1;
+                    else if (*p != kPattern) return false;
+            }
+            return true;
+        }
+
+      private:
+        Standin& device_;
+    };
+    void run_queue() {
+        if (queue_.empty() || options_.counted) return queue_.clear();
+        const std::vector<Work> works = std::exchange(queue_, {});
+        queued_bytes_ = 0;
+        const Open open(*this);
+        for (const Work& work : works) work();
+        if (!open.intact()) throw Error(Exit::kInternal, "stand-in: device memory beside an array was written");
     }
-    static std::vector<float> widened(Number type, const void* p, int rows, int columns, int ld) {
-        std::vector<float> out(static_cast<size_t>(rows) * columns);
+
+    // A matrix as fp32, without gaps between its rows.
+    static const float* widened(Number type, const void* p, int rows, int columns, int& ld, std::vector<float>& out) {
+        if (type == Number::kFloat) return static_cast<const float*>(p);
+        const auto* from = static_cast<const bf16*>(p);
+        out.resize(static_cast<size_t>(rows) * columns);
         for (int64_t r = 0; r < rows; ++r)
-            for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = at(type, p, r * ld + c);
-        return out;
+            for (int64_t c = 0; c < columns; ++c) out[r * columns + c] = to_float(from[r * ld + c]);
+        ld = columns;
+        return out.data();
     }
     void run(const Product& p, const void* A, const void* B, void* C) {
-        const int a_rows = p.transpose_a ? p.K : p.M, a_columns = p.transpose_a ? p.M : p.K;
-        const int b_rows = p.transpose_b ? p.N : p.K, b_columns = p.transpose_b ? p.K : p.N;
-        const auto a = widened(p.in, A, a_rows, a_columns, p.lda), b = widened(p.in, B, b_rows, b_columns, p.ldb);
-        std::vector<float> c(static_cast<size_t>(p.M) * p.N);
-        if (p.accumulate) c = widened(p.out, C, p.M, p.N, p.ldc);
+        int lda = p.lda, ldb = p.ldb, ldc = p.ldc;
+        const float* a = widened(p.in, A, p.transpose_a ? p.K : p.M, p.transpose_a ? p.M : p.K, lda, a_);
+        const float* b = widened(p.in, B, p.transpose_b ? p.N : p.K, p.transpose_b ? p.K : p.N, ldb, b_);
+        float* c = static_cast<float*>(C);
+        if (p.out == Number::kBf16) {
+            if (p.accumulate) widened(p.out, C, p.M, p.N, ldc, c_);
+            c_.resize(static_cast<size_t>(p.M) * p.N);
+            c = c_.data(), ldc = p.N;
+        }
         ORPO_CHECK(dnnl_sgemm(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.M, p.N, p.K,
-                              static_cast<float>(p.a), a.data(), a_columns, b.data(), b_columns,
-                              p.accumulate ? 1.0f : 0.0f, c.data(), p.N) == dnnl_success);
+                              static_cast<float>(p.a), a, lda, b, ldb, p.accumulate ? 1.0f : 0.0f, c,
+                              ldc) == dnnl_success);
+        if (p.out == Number::kFloat) return;
+        auto* to = static_cast<bf16*>(C);
         for (int64_t m = 0; m < p.M; ++m)
-            for (int64_t n = 0; n < p.N; ++n) {
-                if (p.out == Number::kFloat) static_cast<float*>(C)[m * p.ldc + n] = c[m * p.N + n];
-                else static_cast<bf16*>(C)[m * p.ldc + n] = from_float<bf16>(c[m * p.N + n]);
-            }
+            for (int64_t n = 0; n < p.N; ++n) to[m * p.ldc + n] = from_float<bf16>(c[m * p.N + n]);
     }
 
+    StandinOptions options_;
     size_t page_;
     DeviceInfo info_;
     StandinStatistics statistics_;
-    std::vector<Block> blocks_;
-    std::vector<bool> fresh_;
+    std::map<unsigned char*, Allocation> allocations_;
+    std::map<unsigned char*, Array> arrays_;  // by begin
     bool capturing_ = false;
     int ranges_ = 0;
-    std::vector<std::vector<std::function<void()>>> graphs_;
+    std::vector<Work> queue_;
+    size_t queued_bytes_ = 0;
+    std::vector<std::vector<Work>> graphs_;
+    std::vector<float> a_, b_, c_;
 };
 
 }  // namespace
 
-std::unique_ptr<StandinDevice> StandinDevice::make(int64_t device_bytes) {
-    return std::make_unique<Standin>(device_bytes);
-}
-
-// What the CUDA library's own Device::open does there.
-std::unique_ptr<Device> Device::open(int index) {
-    if (index != 0) throw Error(Exit::kNoDevice, "--device cuda:" + std::to_string(index) + ": there is one stand-in, 0");
-    return StandinDevice::make();
+std::unique_ptr<StandinDevice> StandinDevice::make(const StandinOptions& options) {
+    return std::make_unique<Standin>(options);
 }
 
 }  // namespace orpo::cuda
