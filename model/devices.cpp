@@ -9,7 +9,9 @@
 #include "base/error.h"
 #include "base/io.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cuda/memory.h"
 #include "model/cuda/entry.h"
+#include "model/engine_arrays.h"
 
 namespace orpo {
 
@@ -18,7 +20,7 @@ namespace {
 struct CudaLibrary {
     void* handle = nullptr;
     cuda::MakeEngine make_engine = nullptr;
-    cuda::Describe describe = nullptr;
+    cuda::Look look = nullptr;
     cuda::Bench bench = nullptr;
     cuda::Profile profile = nullptr;
     std::string problem;  // why handle is null
@@ -43,10 +45,10 @@ const CudaLibrary& cuda_library() {
             return l;
         }
         l.make_engine = reinterpret_cast<cuda::MakeEngine>(::dlsym(l.handle, cuda::kMakeEngine));
-        l.describe = reinterpret_cast<cuda::Describe>(::dlsym(l.handle, cuda::kDescribe));
+        l.look = reinterpret_cast<cuda::Look>(::dlsym(l.handle, cuda::kLook));
         l.bench = reinterpret_cast<cuda::Bench>(::dlsym(l.handle, cuda::kBench));
         l.profile = reinterpret_cast<cuda::Profile>(::dlsym(l.handle, cuda::kProfile));
-        if (!l.make_engine || !l.describe || !l.bench || !l.profile) {
+        if (!l.make_engine || !l.look || !l.bench || !l.profile) {
             l.problem = path + " is not the CUDA library of this build of orpo";
             l.handle = nullptr;
         }
@@ -59,10 +61,21 @@ int index_of(const std::string& device) {
     return device.size() > 5 ? std::atoi(device.c_str() + 5) : 0;  // "cuda" or "cuda:i", checked by the flag's parser
 }
 
-std::string describe(int index) {
+cuda::DeviceInfo look(int index) {
     const CudaLibrary& library = cuda_library();
     if (!library.handle) throw Error(Exit::kNoDevice, library.problem);
-    return library.describe(index);
+    return library.look(index);
+}
+
+// K only counts.
+template <class K>
+MemoryTable plan_of(const ModelConfig& config, const EngineOptions& options) {
+    K k(nullptr, nullptr);
+    const LoraLayout lora(config, options.lora);
+    std::vector<LoraSlot> slots = options.slots;
+    if (slots.empty()) slots = {{options.lora.scale(), options.lora.dropout}};
+    const EngineArrays<K> arrays(k, config, nullptr, lora, slots, options.sizes);
+    return k.memory();
 }
 
 }  // namespace
@@ -71,14 +84,14 @@ std::string resolve_device(const std::string& wanted) {
     if (wanted == "cpu") return "cpu";
     if (wanted == "auto") {
         try {
-            describe(0);
+            look(0);
             return "cuda:0";
         } catch (const Error&) {
             return "cpu";
         }
     }
     try {
-        describe(index_of(wanted));
+        look(index_of(wanted));
     } catch (const Error& error) {
         throw Error(error.exit(), "--device " + wanted + ": " + error.what() + "; use --device cpu");
     }
@@ -96,10 +109,20 @@ std::string resolve_dtype(const std::string& wanted, const std::string& device) 
 
 std::string describe_cuda() {
     try {
-        return describe(0);
+        const cuda::DeviceInfo card = look(0);
+        return card.name + ", " + std::to_string(card.bytes >> 20) + " MiB";
     } catch (const Error& error) {
         return std::string("no GPU: ") + error.what();
     }
+}
+
+int64_t device_bytes(const std::string& device) { return look(index_of(device)).bytes; }
+
+MemoryTable plan_memory(const DeviceOptions& device, const ModelConfig& config, EngineOptions options) {
+    options.planning = true;
+    if (device.device == "cpu") return make_engine(device, config, nullptr, options)->memory();
+    if (device.dtype == "fp32") return plan_of<cuda::CudaMemory<float>>(config, options);
+    return plan_of<cuda::CudaMemory<cuda::bf16>>(config, options);
 }
 
 namespace {

@@ -14,11 +14,17 @@ namespace orpo {
 // and finds one. A GPU that was asked for by name and is not there: Error(kNoDevice) that says why.
 std::string resolve_device(const std::string& wanted);
 
-// device as resolve_device gave it; "auto" becomes "bf16" on a GPU and on processors with AMX, "fp32" elsewhere.
+// device as above or "cuda:i"; "auto" becomes "bf16" on a GPU and on processors with AMX, "fp32" elsewhere.
 std::string resolve_dtype(const std::string& wanted, const std::string& device);
 
 // One line for people: "NVIDIA H200, sm_90, 143771 MiB", or why there is no GPU to compute on.
 std::string describe_cuda();
+
+// Bytes of the GPU's memory in all, "cuda:i". Error(kNoDevice) that says why there is none.
+int64_t device_bytes(const std::string& device);
+
+// The table of an engine with these options, from shapes alone: a GPU, and the CUDA library, need not be there.
+MemoryTable plan_memory(const DeviceOptions& device, const ModelConfig& config, EngineOptions options);
 
 // The engine over the CUDA library. device: "cuda:i".
 std::unique_ptr<Engine> make_cuda_engine(const DeviceOptions& device, const ModelConfig& config,

@@ -45,6 +45,10 @@ class Engine {
     // The log-probabilities alone, without dropout.
     virtual void evaluate(const MicroBatch& mb, std::span<double> logp) = 0;
 
+    // Times the device's algorithms for every shape of product when it is first met, and keeps the choices in `file`;
+    // those that stand there are taken. false: this device has no choice to make.
+    virtual bool tune(const std::string& file) = 0;
+
     virtual void zero_gradients() = 0;
     virtual std::vector<double> gradient_norms() = 0;  // L2 over each slot; NaN and infinity show here
     virtual void adamw(std::span<const AdamwSlot> slots) = 0;

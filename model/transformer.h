@@ -86,11 +86,13 @@ class Transformer {
 
     struct Saved {
         T *x = nullptr, *x2 = nullptr;   // (N, C) input of the layer, and after attention
+        T *n1 = nullptr, *n2 = nullptr;  // (N, C) both normed: one array for all layers unless everything is kept
         F *r1 = nullptr, *r2 = nullptr;  // (N) 1 / rms
         T* qkv = nullptr;                // (N, width) after rope
         T* o = nullptr;                  // (N, H HS)
         F* lse = nullptr;                // (N, H)
         T* gu = nullptr;                 // (N, 2I); backward overwrites it with its gradient
+        T* h = nullptr;                  // (N, I) silu(g) u, as n1
         std::array<T*, kGroups> S = {};  // (N, group width) s * dropout(input) A^T
     };
 
@@ -101,7 +103,7 @@ class Transformer {
         batch_ = &batch, adapters_ = adapters, mode_ = mode;
         Saved& first = saved(0);
         k_.embed(batch, base_.embedding, first.x);
-        k_.rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, first.x, base_.layers[0].norm1, normed_, first.r1);
+        k_.rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, first.x, base_.layers[0].norm1, first.n1, first.r1);
         for (int l = 0; l < cfg_.L; ++l) {
             const Range layer(k_, "layer", l);
             attention_half(l);
@@ -109,15 +111,15 @@ class Transformer {
             const bool last = l + 1 == cfg_.L;
             Saved& next = last ? out_ : saved(l + 1);
             k_.add_rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, saved(l).x2, delta_,
-                           last ? base_.final_norm : base_.layers[l + 1].norm1, next.x, normed_, next.r1);
+                           last ? base_.final_norm : base_.layers[l + 1].norm1, next.x, next.n1, next.r1);
         }
     }
 
-    // In: n1 in normed_. Out: x2 = x + o Wo^T and n2 in normed_.
+    // In: n1. Out: x2 = x + o Wo^T and n2.
     void attention_half(int l) {
         Saved& a = saved(l);
         const auto& w = base_.layers[l];
-        linear(l, kQkv, w.qkv, normed_, a.qkv);
+        linear(l, kQkv, w.qkv, a.n1, a.qkv);
         k_.rope(*batch_, shape_, rope_, 1, a.qkv);
         if (mode_ == Mode::kPrefill || mode_ == Mode::kDecode)
             k_.cache_append(*batch_, shape_, sizes_.max_positions, a.qkv, cache(l));
@@ -126,16 +128,16 @@ class Transformer {
         else
             k_.attention(*batch_, shape_, a.qkv, a.o, a.lse);
         linear(l, kOut, w.out, a.o, delta_);
-        k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, a.x, delta_, w.norm2, a.x2, normed_, a.r2);
+        k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, a.x, delta_, w.norm2, a.x2, a.n2, a.r2);
     }
 
-    // In: n2 in normed_. Out: h Wd^T in delta_.
+    // In: n2. Out: h Wd^T in delta_.
     void mlp_half(int l) {
         Saved& a = saved(l);
         const auto& w = base_.layers[l];
-        linear(l, kGateUp, w.gate_up, normed_, a.gu);
-        k_.swiglu(batch_->N, cfg_.I, a.gu, h_);
-        linear(l, kDownProj, w.down, h_, delta_);
+        linear(l, kGateUp, w.gate_up, a.n2, a.gu);
+        k_.swiglu(batch_->N, cfg_.I, a.gu, a.h);
+        linear(l, kDownProj, w.down, a.h, delta_);
     }
 
     void generate(const Batch& batch, const T* adapters, Mode mode) {
@@ -162,18 +164,19 @@ class Transformer {
         Saved& a = saved(l);
         remake(l);
         // x' = x2 + h Wd^T: dx_ is d(x') and, through the residual, the start of d(x2).
-        k_.swiglu(N, I, a.gu, h_);
-        linear_backward(l, kDownProj, w.down, h_, dx_, wide_);
+        const bool again = sizes_.keep != Keep::kAll;
+        if (again) k_.swiglu(N, I, a.gu, a.h);
+        linear_backward(l, kDownProj, w.down, a.h, dx_, wide_);
         k_.swiglu_backward(N, I, wide_, a.gu);
-        k_.normalize(N, C, a.x2, w.norm2, a.r2, normed_);
-        linear_backward(l, kGateUp, w.gate_up, normed_, a.gu, delta_);
+        if (again) k_.normalize(N, C, a.x2, w.norm2, a.r2, a.n2);
+        linear_backward(l, kGateUp, w.gate_up, a.n2, a.gu, delta_);
         k_.rmsnorm_backward(N, C, delta_, a.x2, w.norm2, a.r2, dx_, true);
         // x2 = x + o Wo^T
         linear_backward(l, kOut, w.out, a.o, dx_, delta_);
         k_.attention_backward(*batch_, shape_, a.qkv, a.o, a.lse, delta_, wide_);
         k_.rope(*batch_, shape_, rope_, -1, wide_);
-        k_.normalize(N, C, a.x, w.norm1, a.r1, normed_);
-        linear_backward(l, kQkv, w.qkv, normed_, wide_, l > 0 ? delta_ : nullptr);
+        if (again) k_.normalize(N, C, a.x, w.norm1, a.r1, a.n1);
+        linear_backward(l, kQkv, w.qkv, a.n1, wide_, l > 0 ? delta_ : nullptr);
         if (l > 0) k_.rmsnorm_backward(N, C, delta_, a.x, w.norm1, a.r1, dx_, true);
     }
 
@@ -182,14 +185,14 @@ class Transformer {
         Saved& a = saved(l);
         const auto& w = base_.layers[l];
         if (sizes_.keep == Keep::kInputs) {
-            k_.normalize(batch_->N, cfg_.C, a.x, w.norm1, a.r1, normed_);
+            k_.normalize(batch_->N, cfg_.C, a.x, w.norm1, a.r1, a.n1);
             attention_half(l);
-            linear(l, kGateUp, w.gate_up, normed_, a.gu);
-            k_.swiglu(batch_->N, cfg_.I, a.gu, h_);
-            lora_in(l, kDownProj, h_);
+            linear(l, kGateUp, w.gate_up, a.n2, a.gu);
+            k_.swiglu(batch_->N, cfg_.I, a.gu, a.h);
+            lora_in(l, kDownProj, a.h);
         } else if (sizes_.keep == Keep::kNoGateUp) {
-            k_.normalize(batch_->N, cfg_.C, a.x2, w.norm2, a.r2, normed_);
-            linear(l, kGateUp, w.gate_up, normed_, a.gu);
+            k_.normalize(batch_->N, cfg_.C, a.x2, w.norm2, a.r2, a.n2);
+            linear(l, kGateUp, w.gate_up, a.n2, a.gu);
         }
     }
 
@@ -274,6 +277,7 @@ class Transformer {
             return k_.template allocate<F>(Category::kActivations, name, N * per_token);
         };
         const Keep keep = sizes_.keep;
+        const bool all = keep == Keep::kAll;
         acts_.resize(cfg_.L);
         int widest_in = 0, widest_group = 0;
         bool dropping = false;
@@ -283,8 +287,8 @@ class Transformer {
             const std::string at = "layer " + std::to_string(l) + " ";
             if (l > 0) a = acts_[0];  // shared, unless it is kept
             const bool first = l == 0, inputs = first || keep != Keep::kNothing;
-            const bool inner = first || keep == Keep::kActivations || keep == Keep::kNoGateUp;
-            const bool gate_up = first || keep == Keep::kActivations;
+            const bool inner = first || all || keep == Keep::kActivations || keep == Keep::kNoGateUp;
+            const bool gate_up = first || all || keep == Keep::kActivations;
             if (inputs) a.x = act(at + "x", C), a.r1 = stat(at + "r1", 1);
             if (inner) {
                 a.x2 = act(at + "x2", C), a.r2 = stat(at + "r2", 1);
@@ -292,6 +296,7 @@ class Transformer {
                 a.o = act(at + "o", attn), a.lse = stat(at + "lse", shape_.H);
             }
             if (gate_up) a.gu = act(at + "gate|up", 2 * I);
+            if (all) a.n1 = act(at + "n1", C), a.n2 = act(at + "n2", C), a.h = act(at + "h", I);
             for (int g = 0; g < kGroups; ++g) {
                 const LoraGroup& group = lora_.group(l, g);
                 if (group.width == 0) continue;
@@ -300,7 +305,11 @@ class Transformer {
             }
         }
         out_.x = act("output", C), out_.r1 = stat("output r", 1);
-        normed_ = act("normed", C), delta_ = act("delta", std::max(C, attn)), h_ = act("h", I);
+        normed_ = act("normed", C), delta_ = act("delta", std::max(C, attn));
+        out_.n1 = normed_;
+        T* const h = all ? nullptr : act("h", I);
+        for (Saved& a : acts_)
+            if (!all) a.n1 = a.n2 = normed_, a.h = h;
         logp_ = k_.template allocate<double>(Category::kActivations, "log-probabilities", sizes_.heads);
         if (keep != Keep::kNothing) {
             dx_ = act("dx", C), wide_ = act("dqkv, dh", std::max<int64_t>(shape_.width(), I));
@@ -330,13 +339,12 @@ class Transformer {
     HeadShape shape_;
 
     std::vector<Saved> acts_;  // (L); layers share what is not kept
-    Saved out_;                // x and r1 of the final norm
+    Saved out_;                // x, n1 and r1 of the final norm
     F* rope_ = nullptr;        // (max_positions, HS/2, 2)
     T* normed_ = nullptr;      // (N, C)
     T* delta_ = nullptr;       // (N, max(C, H HS)) what a half layer adds; in backward gradients of its input
     T* dx_ = nullptr;          // (N, C)
     T* wide_ = nullptr;        // (N, max(width, I)): dqkv or dh
-    T* h_ = nullptr;           // (N, I)
     T* dS_ = nullptr;          // (N, largest group width)
     T *dropped_ = nullptr, *ddropped_ = nullptr;        // (N, largest in), only with dropout
     T* U_ = nullptr;                                    // (heads, C)

@@ -5,6 +5,7 @@ namespace orpo {
 
 // What forward keeps for backward, from most memory to least.
 enum class Keep {
+    kAll,          // also the norms' outputs and SwiGLU's: backward makes nothing again
     kActivations,  // x, qkv, o, x2, gate|up: backward makes only norms and SwiGLU again
     kNoGateUp,     // x, qkv, o, x2: one more product per layer (22 % more FLOPs)
     kInputs,       // x alone: the layer's forward again (46 %)

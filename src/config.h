@@ -65,6 +65,8 @@ struct TrainConfig {
     double max_time = 0;     // seconds; 0: none
     bool resume = false;
     int64_t threads = 0;  // 0: auto, every core
+    int64_t memory_limit = 0;  // bytes; 0: none
+    bool tune = false;         // time a GPU's algorithms for every product
     std::string device = "auto";
 
     LoraConfig lora() const;
@@ -73,6 +75,9 @@ struct TrainConfig {
     // Optimizer steps of the run for `pairs` training pairs. The last batch of an epoch may be short.
     int64_t total_steps(int64_t pairs) const;
 };
+
+// "24GB", "800M", "22.5GiB", "3.5e9" -> bytes; -1 when it is no size.
+int64_t parse_bytes(const std::string& text);
 
 // One flag of `orpo train`.
 struct TrainField {

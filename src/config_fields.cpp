@@ -134,6 +134,22 @@ TrainField max_time() {
     return field;
 }
 
+TrainField memory_limit() {
+    TrainField field{"memory-limit", "Run",   "SIZE",
+                     "most memory that training may take, such as 20GB: on a GPU its arrays, else the whole program",
+                     false,          nullptr, nullptr};
+    field.set = [](TrainConfig& config, const std::string& text) {
+        const int64_t bytes = text == "none" ? 0 : parse_bytes(text);
+        if (bytes < 0) refuse("memory-limit", text, "a size such as 20GB, 22.5GiB or 800MB, or none");
+        config.memory_limit = bytes;
+    };
+    field.get = [](const TrainConfig& config) -> nlohmann::json {
+        if (config.memory_limit == 0) return "none";
+        return config.memory_limit;
+    };
+    return field;
+}
+
 TrainField warmup() {
     TrainField field{"warmup", "Optimisation", "X",    "steps, or a share of all steps when below 1",
                      true,     nullptr,        nullptr};
@@ -269,6 +285,9 @@ std::vector<TrainField> make_fields() {
         number<int64_t>("early-stop", "Run", "stop after so many evaluations without a better one", false,
                         &C::early_stop, 1, kMany, false, "none"),
         max_time(),
+        memory_limit(),
+        on_off("tune", "Run", "on a GPU: time the algorithms of every product once, keep the choice in DIR/tuning.json",
+               false, &C::tune),
         on_off("resume", "Run", "go on with the run in --out", false, &C::resume),
         number<int64_t>("threads", "Common", "CPU threads", false, &C::threads, 1, 4096, false, "auto"),
         device(),
@@ -276,6 +295,23 @@ std::vector<TrainField> make_fields() {
 }
 
 }  // namespace
+
+int64_t parse_bytes(const std::string& text) {
+    double value = 0;
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    std::string unit(stop, text.data() + text.size());
+    if (!unit.empty() && (unit.back() == 'B' || unit.back() == 'b')) unit.pop_back();
+    const bool binary = unit.size() == 2 && unit.back() == 'i';
+    if (binary) unit.pop_back();
+    const double step = binary ? 1024 : 1000;
+    const double factor = unit.empty()                 ? 1
+                          : unit == "K" || unit == "k" ? step
+                          : unit == "M" || unit == "m" ? step * step
+                          : unit == "G" || unit == "g" ? step * step * step
+                                                       : 0;
+    if (error != std::errc() || factor == 0 || !(value > 0) || value * factor > 1e16) return -1;
+    return static_cast<int64_t>(value * factor);
+}
 
 const std::vector<TrainField>& train_fields() {
     static const std::vector<TrainField> fields = make_fields();

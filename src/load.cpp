@@ -107,9 +107,7 @@ std::unique_ptr<Engine> make_inference_engine(const LoadedModel& loaded, const s
     device.dtype = resolve_dtype(dtype, device.device);
     device.threads = call.common.threads;
     if (device.device == "cpu") {
-        options.planning = true;
-        const int64_t needed = make_engine(device, loaded.model.config, nullptr, options)->memory().bytes();
-        options.planning = false;
+        const int64_t needed = plan_memory(device, loaded.model.config, options).bytes();
         if (const int64_t free = available_bytes(); needed > free)
             throw Error(Exit::kMemory,
                         fmt::format("{} and {} tokens at once need {}, {} are free; take a smaller model, or fewer "

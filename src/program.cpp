@@ -148,7 +148,8 @@ int run_command(CLI::App& root, Commands& commands, int argc, const char* const*
     Terminal terminal(no_color);
     Call call{commands.common(), line, std::move(origins), terminal, make_log(terminal, commands.common().quiet)};
     for (const std::string& unknown : unknown_variables(root)) call.log->warn(unknown);
-    if (call.common.device.rfind("cuda", 0) == 0) resolve_device(call.common.device);  // refused before any work
+    // Refused before any work; plans are also made for GPUs that are elsewhere.
+    if (call.common.device.rfind("cuda", 0) == 0 && app.get_name() != "plan") resolve_device(call.common.device);
     if (call.common.threads > 0) omp_set_num_threads(call.common.threads);
     return static_cast<int>((*action)(call));
 }
@@ -166,7 +167,7 @@ int run_program(int argc, const char* const* argv) {
     try {
         CLI::App root("LoRA preference training (ORPO) for SmolLM2: train, evaluate, generate.", "orpo");
         root.set_help_flag("-h,--help", "this text");
-        root.set_version_flag("--version", version_text(), "version, build, processor, libraries");
+        root.set_version_flag("--version", [] { return version_text(); }, "version, build, processor, libraries");
         root.footer("Start here:\n  orpo train data.jsonl\n  orpo COMMAND --help\n");
         root.require_subcommand(1);
         root.formatter(std::make_shared<HelpFormatter>());

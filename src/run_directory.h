@@ -24,6 +24,7 @@ class RunDirectory {
     const std::string& path() const { return path_; }
     std::string config() const { return path_ + "/config.json"; }
     std::string metrics() const { return path_ + "/metrics.jsonl"; }
+    std::string tuning() const { return path_ + "/tuning.json"; }  // of --tune, on a GPU
     std::string adapter() const { return path_ + "/adapter"; }
 
   private:

@@ -133,7 +133,7 @@ Json header(const TrainSetup& setup, const TrainPlan& plan, const Json& identity
 
 // The adapter, the numbers and the words at the end.
 void finish(Trainer& trainer, TrainOutput& output, const RunDirectory& run, const TrainSetup& setup,
-            const std::string& reason, double seconds, Call& call) {
+            const std::string& reason, double seconds, int64_t gpu_bytes, Call& call) {
     const bool stopped = reason == "SIGINT" || reason == "SIGTERM";
     write_peft_adapter(run.adapter(), trainer.deliverable());
     output.write({{"type", "end"},
@@ -143,8 +143,9 @@ void finish(Trainer& trainer, TrainOutput& output, const RunDirectory& run, cons
                   {"best_step", trainer.best_step() < 0 ? Json(nullptr) : Json(trainer.best_step())}});
     output.before_save();
     call.terminal.status("");
-    call.log->info("{} after {} steps, {}, peak memory {}", stopped ? "stopped by " + reason : reason, trainer.step(),
-                   human_seconds(seconds), human_bytes(static_cast<double>(peak_bytes())));
+    const int64_t peak = gpu_bytes > 0 ? gpu_bytes : peak_bytes();
+    call.log->info("{} after {} steps, {}, peak memory {}{}", stopped ? "stopped by " + reason : reason, trainer.step(),
+                   human_seconds(seconds), human_bytes(static_cast<double>(peak)), gpu_bytes > 0 ? " of the GPU" : "");
     if (!trainer.baseline().empty() && !trainer.best_scores().empty()) {
         const auto delta = changes(trainer.baseline(), trainer.best_scores());
         call.log->info("the adapter of step {} on {} held-out pairs:\n{}", trainer.best_step(),
@@ -262,8 +263,11 @@ Exit train(Request request, bool dry_run, Call& call) {
     call.log->info("run: {}", run.path());
 
     const int threads = std::max(1, omp_get_max_threads());
-    const double rate = gemm_rate(setup.model.config, setup.config.dtype == "bf16", threads);
-    TrainOutput output(call, run.path(), run.metrics(), setup.config.beta, setup.steps, rate);
+    const double rate = plan.gpu() ? 0 : gemm_rate(setup.model.config, setup.config.dtype == "bf16", threads);
+    TrainOutput output(call, run.path(), run.metrics(), setup.config.beta, setup.steps, rate,
+                       plan.gpu() ? plan.peak_bytes() : 0);
+    if (setup.config.tune && !engine->tune(run.tuning()))
+        call.log->warn("--tune: there is nothing to choose on the CPU");
     Trainer trainer(std::move(options), *engine, setup.train.pairs, setup.eval.pairs, output);
     if (checkpoint) {
         trainer.restore(*checkpoint);
@@ -290,7 +294,7 @@ Exit train(Request request, bool dry_run, Call& call) {
     try {
         const std::string reason = trainer.run();
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-        finish(trainer, output, run, setup, reason, seconds, call);
+        finish(trainer, output, run, setup, reason, seconds, plan.gpu() ? plan.peak_bytes() : 0, call);
         return reason == "SIGINT" ? Exit::kSigint : reason == "SIGTERM" ? Exit::kSigterm : Exit::kDone;
     } catch (const Trainer::NonFinite& bad) {
         output.non_finite(bad.report);

@@ -23,13 +23,14 @@ void scalars_of(const Json& object, std::vector<Scalar>& scalars) {
 }  // namespace
 
 TrainOutput::TrainOutput(Call& call, const std::string& run, const std::string& metrics_path, double beta,
-                         int64_t steps, double gemm_rate)
+                         int64_t steps, double gemm_rate, int64_t device_bytes)
     : call_(call),
       metrics_(metrics_path),
       tensorboard_(run),
       beta_(beta),
       steps_(steps),
       gemm_rate_(gemm_rate),
+      device_bytes_(device_bytes),
       progress_(call.terminal, call.common.quiet) {}
 
 Json TrainOutput::step_line(const StepReport& r) const {
@@ -43,7 +44,7 @@ Json TrainOutput::step_line(const StepReport& r) const {
     line["tokens_per_second"] = r.seconds > 0 ? static_cast<double>(r.metrics.tokens) / r.seconds : 0;
     line["gemm_share"] = nullptr;
     if (gemm_rate_ > 0 && r.seconds > 0) line["gemm_share"] = r.flops / r.seconds / gemm_rate_;
-    line["peak_bytes"] = peak_bytes();
+    line["peak_bytes"] = device_bytes_ > 0 ? device_bytes_ : peak_bytes();
     return line;
 }
 
@@ -65,7 +66,7 @@ void TrainOutput::on_step(const StepReport& r) {
     view.lr = r.lr, view.grad_norm = r.grad_norm, view.seconds = r.seconds;
     view.tokens_per_second = static_cast<double>(m.tokens) / r.seconds;
     if (gemm_rate_ > 0) view.gemm_share = r.flops / r.seconds / gemm_rate_;
-    view.peak_bytes = peak_bytes();
+    view.peak_bytes = device_bytes_ > 0 ? device_bytes_ : peak_bytes();
     view.eta = eta_.remaining(steps_ - r.step);
     progress_.step(view);
 }

@@ -14,10 +14,11 @@ namespace orpo {
 
 class TrainOutput : public TrainObserver {
   public:
-    // steps: of the whole run. gemm_rate: of this machine (src/useful_flops.h). The two logs are open in the run's
+    // steps: of the whole run. gemm_rate: of this machine (src/useful_flops.h). device_bytes: that
+    // the run takes of a GPU. The two logs are open in the run's
     // directory.
     TrainOutput(Call& call, const std::string& run, const std::string& metrics_path, double beta, int64_t steps,
-                double gemm_rate);
+                double gemm_rate, int64_t device_bytes);
 
     void on_step(const StepReport& report) override;
     void on_evaluation(const Evaluation& evaluation, bool best) override;
@@ -38,6 +39,7 @@ class TrainOutput : public TrainObserver {
     double beta_;
     int64_t steps_;
     double gemm_rate_;  // FLOP/s, 0: unknown
+    int64_t device_bytes_;  // of a GPU, all of which is taken before step 0; 0 on the CPU
     Progress progress_;
     EtaEstimate eta_;
     std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
+#include "kernels/cuda/device.h"
 #include "model/devices.h"
 #include "src/host_memory.h"
 #include "src/terminal.h"
@@ -69,69 +72,155 @@ int64_t longest_pair(const TrainSetup& setup) {
     return longest;
 }
 
-}  // namespace
+// Tries layouts of one run.
+class Planner {
+  public:
+    Planner(const TrainConfig& config, const ModelConfig& model, const PlanRoom& room) : model_(model) {
+        plan.device = {config.device, config.dtype, static_cast<int>(config.threads)};
+        plan.engine.lora = config.lora();
+        // n floats each: masters, m, v, best and the PEFT form of them while saving, and the file's buffer.
+        copies_ = 7 * 4 * LoraLayout(model, plan.engine.lora).slot_size();
+        plan.rest_bytes = room.resident + copies_ + kLibraries;
+        limit_ = config.memory_limit > 0 ? config.memory_limit : std::numeric_limits<int64_t>::max();
+        room_ = plan.gpu() ? cuda::usable_bytes(room.available) : room.available - room.available / 20;
+        if (plan.gpu()) plan.device_bytes = cuda::kContextBytes + cuda::kProductWorkspace;
+    }
 
-TrainPlan plan_training(TrainSetup& setup) {
-    const auto sizes = [&](int64_t budget) { return largest(setup, budget); };
-    return choose_plan(setup.config, setup.model.config, longest_pair(setup), sizes, resident_bytes(),
-                       available_bytes());
-}
+    bool fits(Keep keep, const PlanSizes& sizes) {
+        plan.engine.sizes.tokens = plan.engine.sizes.heads = static_cast<int>(sizes.rows);
+        plan.engine.sizes.max_positions = static_cast<int>(sizes.positions);
+        plan.engine.sizes.keep = keep;
+        plan.memory = plan_memory(plan.device, model_, plan.engine);
+        if (plan.gpu()) return plan.memory.bytes() <= most_bytes();
+        return plan.memory.bytes() + copies_ <= room_ && plan.peak_bytes() <= limit_;
+    }
+    // On a GPU: for the engine's arrays.
+    int64_t most_bytes() const { return std::min(limit_, room_); }
 
-TrainPlan choose_plan(TrainConfig& c, const ModelConfig& model, int64_t longest,
-                      const std::function<PlanSizes(int64_t)>& sizes_of, int64_t resident, int64_t available) {
+    // The most rows, from `least` to `most`, that fit; 0: not even the least.
+    int64_t most_rows(Keep keep, int64_t least, int64_t most, int64_t positions) {
+        if (fits(keep, {most, positions})) return most;
+        if (!fits(keep, {least, positions})) return 0;
+        while (most - least > 1) {
+            const int64_t middle = least + (most - least) / 2;
+            (fits(keep, {middle, positions}) ? least : most) = middle;
+        }
+        return least;
+    }
+
     TrainPlan plan;
-    c.device = resolve_device(c.device);
-    c.dtype = resolve_dtype(c.dtype, c.device);
-    plan.device = {c.device, c.dtype, static_cast<int>(c.threads)};
-    plan.engine.lora = c.lora();
-    plan.engine.planning = true;
-    const bool chosen = c.micro_batch_tokens > 0;  // by the user, or by the run that is resumed
-    if (chosen && c.micro_batch_tokens < longest)
-        throw Error(Exit::kUsage, fmt::format("--micro-batch-tokens {}: the longest pair takes {}; raise it or lower "
-                                              "--max-length",
-                                              c.micro_batch_tokens, longest));
-    std::vector<int64_t> budgets = {std::max(kUsualTokens, longest), std::max(kUsualTokens / 2, longest), longest};
-    if (chosen) budgets = {c.micro_batch_tokens};
 
-    // n floats each: masters, m, v, best and the PEFT form of them while saving, and the file's buffer.
-    const int64_t copies = 7 * 4 * LoraLayout(model, plan.engine.lora).slot_size();
+  private:
+    const ModelConfig& model_;
+    int64_t copies_ = 0, limit_ = 0, room_ = 0;
+};
+
+constexpr Keep kModes[] = {Keep::kAll, Keep::kActivations, Keep::kNoGateUp, Keep::kInputs};  // fastest first
+
+TrainPlan choose_cpu_plan(TrainConfig& c, Planner planner, int64_t longest,
+                          const std::function<PlanSizes(int64_t)>& sizes_of, int64_t available) {
+    std::vector<int64_t> budgets = {std::max(kUsualTokens, longest), std::max(kUsualTokens / 2, longest), longest};
+    if (c.micro_batch_tokens > 0) budgets = {c.micro_batch_tokens};
+    TrainPlan& plan = planner.plan;
     for (const int64_t budget : budgets)
         for (const Keep keep : {Keep::kActivations, Keep::kNoGateUp, Keep::kInputs}) {
-            const PlanSizes sizes = sizes_of(budget);
-            plan.engine.sizes.tokens = static_cast<int>(sizes.rows);
-            plan.engine.sizes.heads = static_cast<int>(sizes.rows);
-            plan.engine.sizes.max_positions = static_cast<int>(sizes.positions);
-            plan.engine.sizes.keep = keep;
             plan.max_tokens = static_cast<int>(budget);
-            const auto engine = make_engine(plan.device, model, nullptr, plan.engine);
-            plan.memory = engine->memory();
-            plan.rest_bytes = resident + copies + kLibraries;
-            if (plan.memory.bytes() + copies > available - available / 20) continue;
+            if (!planner.fits(keep, sizes_of(budget))) continue;
             c.micro_batch_tokens = budget;
-            plan.engine.planning = false;
             return plan;
         }
+    const auto peak = human_bytes(static_cast<double>(plan.peak_bytes()));
+    if (c.memory_limit > 0 && c.memory_limit < available)
+        throw Error(Exit::kMemory, fmt::format("training needs {}, even with {} tokens at once and everything "
+                                               "recomputed. Raise --memory-limit ({} now), lower --max-length ({} now), "
+                                               "or take a smaller model",
+                                               peak, plan.max_tokens, human_bytes(static_cast<double>(c.memory_limit)),
+                                               c.max_length));
     throw Error(Exit::kMemory,
                 fmt::format("training needs {} and {} are free, even with {} tokens at once and everything recomputed. "
                             "Lower --max-length ({} now), or take a smaller model",
-                            human_bytes(static_cast<double>(plan.peak_bytes())),
-                            human_bytes(static_cast<double>(available)), plan.max_tokens, c.max_length));
+                            peak, human_bytes(static_cast<double>(available)), plan.max_tokens, c.max_length));
+}
+
+TrainPlan choose_gpu_plan(TrainConfig& c, Planner planner, int64_t longest,
+                          const std::function<PlanSizes(int64_t)>& sizes_of) {
+    TrainPlan& plan = planner.plan;
+    const bool chosen = c.micro_batch_tokens > 0;  // by the user, or by the run that is resumed
+    const int64_t most = chosen ? c.micro_batch_tokens : std::max(kMostGpuTokens, longest);
+    const PlanSizes full = sizes_of(most);
+    const int64_t least = chosen ? full.rows : std::min(longest, full.rows);
+    for (const Keep keep : kModes) {
+        const int64_t rows = planner.most_rows(keep, least, full.rows, full.positions);
+        if (rows > 0) planner.fits(keep, {rows, full.positions});
+        plan.modes.push_back({keep, rows, rows > 0 ? plan.peak_bytes() : 0});
+    }
+    for (const int64_t enough : {std::min<int64_t>(4096, full.rows), std::min<int64_t>(2048, full.rows), least})
+        for (const TrainPlan::Mode& mode : plan.modes) {
+            if (mode.most_tokens < std::max(enough, mode.keep == Keep::kAll ? full.rows : 0)) continue;
+            // Whole multiples of 64, as the kernels' tiles are; all that was asked for where it fits.
+            const bool whole = mode.most_tokens == full.rows;
+            plan.max_tokens = static_cast<int>(whole ? most : std::max(mode.most_tokens / 64 * 64, least));
+            ORPO_CHECK(planner.fits(mode.keep, whole ? full : sizes_of(plan.max_tokens)));
+            c.micro_batch_tokens = plan.max_tokens;
+            return plan;
+        }
+    planner.fits(Keep::kInputs, {least, full.positions});
+    throw Error(
+        Exit::kMemory,
+        fmt::format("training needs {} of GPU memory for its arrays, and may take {}, even with {} tokens at once and "
+                    "everything recomputed. {}ower --max-length ({} now){}, or take a smaller model or --device cpu",
+                    human_bytes(static_cast<double>(plan.memory.bytes())),
+                    human_bytes(static_cast<double>(std::max<int64_t>(0, planner.most_bytes()))), least,
+                    c.memory_limit > 0 ? fmt::format("Raise --memory-limit ({} now), l",
+                                                     human_bytes(static_cast<double>(c.memory_limit)))
+                                       : "L",
+                    c.max_length, chosen ? " and --micro-batch-tokens" : ""));
+}
+
+}  // namespace
+
+TrainPlan plan_training(TrainSetup& setup) {
+    TrainConfig& c = setup.config;
+    c.device = resolve_device(c.device);
+    c.dtype = resolve_dtype(c.dtype, c.device);
+    const auto sizes = [&](int64_t budget) { return largest(setup, budget); };
+    const int64_t available = c.device == "cpu" ? available_bytes() : device_bytes(c.device);
+    return choose_plan(c, setup.model.config, longest_pair(setup), sizes, {resident_bytes(), available});
+}
+
+TrainPlan choose_plan(TrainConfig& c, const ModelConfig& model, int64_t longest,
+                      const std::function<PlanSizes(int64_t)>& sizes_of, const PlanRoom& room) {
+    if (c.micro_batch_tokens > 0 && c.micro_batch_tokens < longest)
+        throw Error(Exit::kUsage, fmt::format("--micro-batch-tokens {}: the longest pair takes {}; raise it or lower "
+                                              "--max-length",
+                                              c.micro_batch_tokens, longest));
+    Planner planner(c, model, room);
+    if (planner.plan.gpu()) return choose_gpu_plan(c, std::move(planner), longest, sizes_of);
+    return choose_cpu_plan(c, std::move(planner), longest, sizes_of, room.available);
+}
+
+const char* made_again(Keep keep) {
+    constexpr const char* kAgain[] = {"nothing", "norms and SwiGLU", "norms, SwiGLU, gate|up", "everything"};
+    return keep == Keep::kNothing ? "" : kAgain[static_cast<int>(keep)];
 }
 
 std::string plan_text(const TrainPlan& plan) {
-    constexpr const char* kKept[] = {"kept", "kept but gate|up", "inputs of layers kept", "none kept"};
     std::string text;
+    const auto line = [&](const std::string& name, int64_t bytes) {
+        text += fmt::format("  {:<38}{:>10}\n", name, human_bytes(static_cast<double>(bytes)));
+    };
     for (int i = 0; i < static_cast<int>(Category::kCount); ++i) {
         const auto category = static_cast<Category>(i);
-        if (plan.memory.bytes(category) > 0)
-            text += fmt::format("  {:<28}{:>10}\n",
-                                category == Category::kActivations
-                                    ? fmt::format("activations ({})", kKept[static_cast<int>(plan.engine.sizes.keep)])
-                                    : std::string(category_name(category)),
-                                human_bytes(static_cast<double>(plan.memory.bytes(category))));
+        if (plan.memory.bytes(category) == 0) continue;
+        const bool activations = category == Category::kActivations;
+        line(std::string(category_name(category)) +
+                 (activations ? fmt::format(" ({} again)", made_again(plan.engine.sizes.keep)) : ""),
+             plan.memory.bytes(category));
     }
-    text += fmt::format("  {:<28}{:>10}\n", "program, data, saving", human_bytes(static_cast<double>(plan.rest_bytes)));
-    text += fmt::format("  {:<28}{:>10}\n", "expected peak", human_bytes(static_cast<double>(plan.peak_bytes())));
+    if (plan.gpu()) line("CUDA context, product workspace", plan.device_bytes);
+    if (!plan.gpu()) line("program, data, saving", plan.rest_bytes);
+    line(plan.gpu() ? "expected peak of GPU memory" : "expected peak", plan.peak_bytes());
+    if (plan.gpu()) line("and of main memory, about", plan.rest_bytes);
     return text;
 }
 

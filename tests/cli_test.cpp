@@ -107,6 +107,7 @@ TEST_CASE("every command has help with examples, every flag of train is in it") 
                              "--best-metric",
                              "--early-stop",
                              "--max-time",
+                             "--memory-limit",
                              "--resume",
                              "--dry-run",
                              "--print-config"})
@@ -154,6 +155,7 @@ TEST_CASE("every flag of train is read from the command line, in both spellings"
                                                        {"best-metric", "or_loss"},
                                                        {"early-stop", "5"},
                                                        {"max-time", "90.5"},
+                                                       {"memory-limit", "20000000000"},
                                                        {"threads", "2"},
                                                        {"device", "cpu"}};
     Words apart = {"train", "data.jsonl", "--print-config", "--rslora", "--no-shuffle", "--resume"}, together = apart;

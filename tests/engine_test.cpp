@@ -30,7 +30,7 @@ TEST_CASE("the plan is what is allocated, byte for byte, and shrinks with what i
     const ModelConfig config = tiny_config();
     const RandomWeights weights(config);
     int64_t last = INT64_MAX;
-    for (const Keep keep : {Keep::kActivations, Keep::kNoGateUp, Keep::kInputs, Keep::kNothing}) {
+    for (const Keep keep : {Keep::kAll, Keep::kActivations, Keep::kNoGateUp, Keep::kInputs, Keep::kNothing}) {
         EngineOptions o = options(keep);
         o.slots = {{2, 0}, {1, 0.1}};
         o.sizes.sequences = keep == Keep::kNothing ? 2 : 0;

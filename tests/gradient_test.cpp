@@ -111,7 +111,7 @@ TEST_CASE("finite differences: dropout, rank stabilisation, subsets of targets, 
         subset.lora.targets = targets;
         CHECK(worst_error(subset, as_is) <= 1e-5);
     }
-    for (const Keep keep : {Keep::kNoGateUp, Keep::kInputs}) {
+    for (const Keep keep : {Keep::kAll, Keep::kNoGateUp, Keep::kInputs}) {
         Case remade{lora(2, 4), {}, keep};
         remade.lora.dropout = 0.2;
         CHECK(worst_error(remade, as_is) <= 1e-5);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstdio>
 
@@ -13,13 +12,8 @@ namespace orpo::cuda {
 
 namespace {
 
-constexpr int64_t kAlign = 256;
-constexpr int kHeadChunk = 1024;  // rows whose logits are held: 100 MB in bf16 at SmolLM2's vocabulary
-constexpr int kStagedRows = 256;  // rows of a weight in fp32 on their way to the device
-constexpr int kMostSlots = 64;
+constexpr int kMostGraphs = 32;  // each holds some device memory; what comes after them runs plainly
 constexpr int kFewRows = 4;  // up to here a product reads W once: gemv
-
-int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
 // Pads are texts of their own at position 0, so that every kernel meets finite numbers and sane indices there (tables
 // of positions may be short); they have no place in the batch, so that nothing of them goes into a sequence's cache.
@@ -51,92 +45,20 @@ void pad(HostBatch& batch, const MicroBatch& mb, int tokens, int heads, int pair
 
 }  // namespace
 
-int ladder(int n, int least) {
-    const int step = std::max(least, static_cast<int>(std::bit_floor(static_cast<unsigned>(std::max(n, 1)))) / 16);
-    return (n + step - 1) / step * step;
-}
-
 template <class Store>
-Cuda<Store>::Cuda(std::shared_ptr<Device> device, const MemoryTable* plan) : device_(std::move(device)) {
-    if (!device_) return;
-    ORPO_CHECK(plan);
-    for (const MemoryTable::Entry& entry : plan->entries()) stretches_[entry.category].bytes += aligned(entry.bytes);
-    for (auto& [category, stretch] : stretches_)
-        stretch.base = device_->allocate(stretch.bytes);
-}
-
-template <class Store>
-void* Cuda<Store>::take(Category category, const std::string& name, int64_t bytes) {
-    memory_.add(category, name, aligned(bytes));
-    if (planning()) return nullptr;
-    Stretch& stretch = stretches_[category];
-    ORPO_CHECK(stretch.used + aligned(bytes) <= stretch.bytes);  // the plan is what is allocated
-    void* at = bytes > 0 ? device_->part(stretch.base, stretch.used, bytes) : nullptr;
-    stretch.used += aligned(bytes);
-    return at;
-}
-
-template <class Store>
-void Cuda<Store>::reserve(const Limits& limits) {
-    if (limits.V % 8 || limits.C % 8 || limits.I % 8 || limits.C > 2048 || limits.shape.HS != 64)
-        throw Error(Exit::kBadModel,
-                    "the CUDA kernels need a head size of 64, widths that are multiples of 8 and at most 2048 "
-                    "channels; use --device cpu");
-    chunk_ = std::min(kHeadChunk, ladder(std::max(limits.heads, 1), 16));
-    logits_ = allocate<T>(Category::kWorkspace, "logits of a chunk", int64_t{chunk_} * limits.V);
-    gathered_ = allocate<T>(Category::kWorkspace, "head rows of a chunk", int64_t{chunk_} * limits.C);
-    if (limits.gradients)
-        stats_ = allocate<float>(Category::kWorkspace, "attention row sums", int64_t{2} * limits.tokens * limits.shape.H);
-    ids_ = allocate<int32_t>(Category::kWorkspace, "drawn tokens", limits.heads);
-    most_slots_ = kMostSlots;
-    norms_ = allocate<double>(Category::kWorkspace, "norm sums", int64_t{kMostSlots} * (kNormBlocks + 1));
-    steps_ = allocate<AdamwStep>(Category::kWorkspace, "AdamW steps", kMostSlots);
-}
-
-template <class Store>
-auto Cuda<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned, const RowReader& read)
+auto Cuda<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read)
     -> Weight {
-    if (!staged_) {
-        // Wide enough for every weight of the model: rows are cut to fit.
-        staged_ = allocate<float>(Category::kWorkspace, "weights on their way", int64_t{kStagedRows} * 8192);
-    }
-    T* data = allocate<T>(Category::kWeights, name, rows * cols);
-    if (planning()) return {static_cast<int>(rows), static_cast<int>(cols), nullptr};
-    const int64_t at_once = std::max<int64_t>(1, int64_t{kStagedRows} * 8192 / cols);
+    const Weight W = CudaMemory<T>::prepare(name, rows, cols, use, read);
+    if (planning()) return W;
+    const int64_t at_once = std::max<int64_t>(1, kStaged / cols);
     std::vector<float> host(static_cast<size_t>(std::min(at_once, rows) * cols));
     for (int64_t first = 0; first < rows; first += at_once) {
         const int64_t count = std::min(at_once, rows - first);
         read(first, count, host.data());
         device_->copy_in(staged_, host.data(), count * cols * static_cast<int64_t>(sizeof(float)));
-        cuda::cast<T>(stream(), count * cols, staged_, data + first * cols);
+        cuda::cast<T>(stream(), count * cols, staged_, W.data + first * cols);
     }
-    return {static_cast<int>(rows), static_cast<int>(cols), data};
-}
-
-template <class Store>
-auto Cuda<Store>::make_batch(int tokens, int pairs, int heads) -> Batch {
-    Batch b;
-    b.capacity_tokens = tokens;
-    b.capacity_heads = heads;
-    b.capacity_pairs = ladder(pairs + tokens / 64 / 16 + 2, 8);
-    const int64_t N = tokens, P = b.capacity_pairs, tiles = most_tiles(tokens, b.capacity_pairs);
-    const int64_t bytes = 5 * aligned(N * 4) + aligned(P * static_cast<int64_t>(sizeof(PairSpan))) +
-                          aligned(int64_t{b.capacity_heads} * static_cast<int64_t>(sizeof(HeadRow))) +
-                          aligned(tiles * static_cast<int64_t>(sizeof(QueryTile))) +
-                          aligned(tiles * static_cast<int64_t>(sizeof(KeyTile))) + kAlign;
-    auto* at = allocate<unsigned char>(Category::kBatch, "micro-batch", bytes);
-    if (planning()) return b;
-    const auto place = [&](auto*& pointer, int64_t count) {
-        using U = std::remove_reference_t<decltype(*pointer)>;
-        pointer = reinterpret_cast<U*>(at);
-        at += aligned(count * static_cast<int64_t>(sizeof(U)));
-    };
-    place(b.scalars, 1);
-    for (int32_t** list : {&b.ids, &b.positions, &b.mask_pair, &b.head1, &b.head2}) place(*list, N);
-    place(b.pairs, P), place(b.heads, b.capacity_heads), place(b.query_tile, tiles), place(b.key_tile, tiles);
-    b.host = std::make_shared<HostBatch>(tokens, b.capacity_pairs, b.capacity_heads);
-    b.staging.assign(static_cast<size_t>(bytes), 0);
-    return b;
+    return W;
 }
 
 template <class Store>
@@ -178,10 +100,6 @@ void Cuda<Store>::upload(const MicroBatch& mb, Batch& b) {
 }
 
 template <class Store>
-void Cuda<Store>::write(int64_t n, const float* host, float* to) {
-    if (!planning()) device_->copy_in(to, host, n * static_cast<int64_t>(sizeof(float)));
-}
-template <class Store>
 void Cuda<Store>::read(int64_t n, const float* from, float* host) {
     device_->copy_out(from, host, n * static_cast<int64_t>(sizeof(float)));
 }
@@ -190,18 +108,28 @@ void Cuda<Store>::read(int64_t n, const double* from, double* host) {
     device_->copy_out(from, host, n * static_cast<int64_t>(sizeof(double)));
 }
 template <class Store>
-void Cuda<Store>::zero(int64_t n, float* x) {
-    if (!planning()) device_->zero(x, n * static_cast<int64_t>(sizeof(float)));
+std::string Cuda<Store>::key_of(const std::string& name, const Batch& b) {
+    std::string key = name;
+    for (const int size : {b.N, b.heads_n, b.pairs_n, b.query_tiles}) key += " " + std::to_string(size);
+    for (const SlotRun& run : b.runs)
+        key += " " + std::to_string(run.slot) + ":" + std::to_string(run.first) + "+" + std::to_string(run.rows);
+    return key;
+}
+
+template <class Store>
+void Cuda<Store>::tune(const std::string& name, const Batch& b, const std::function<void()>& f) {
+    tuning_ = true;
+    f();
+    tuning_ = false;
+    tuned_.insert(key_of(name, b));
+    tuner_->save();
 }
 
 template <class Store>
 void Cuda<Store>::once(const std::string& name, const Batch& b, const std::function<void()>& f) {
     const Range range(*this, name.c_str());
-    if (!graphs_on_) return f();
-    std::string key = name;
-    for (const int size : {b.N, b.heads_n, b.pairs_n, b.query_tiles}) key += " " + std::to_string(size);
-    for (const SlotRun& run : b.runs)
-        key += " " + std::to_string(run.slot) + ":" + std::to_string(run.first) + "+" + std::to_string(run.rows);
+    if (!graphs_on_ || tuning_) return f();
+    const std::string key = key_of(name, b);
     const auto found = graphs_.find(key);
     if (found != graphs_.end() && found->second >= 0) return device_->replay(found->second);
     if (found == graphs_.end()) {
@@ -209,6 +137,8 @@ void Cuda<Store>::once(const std::string& name, const Batch& b, const std::funct
         graphs_[key] = -1;
         return f();
     }
+    if (captured_ == kMostGraphs) return f();
+    ++captured_;
     device_->begin_capture();
     f();
     found->second = device_->end_capture();

@@ -10,69 +10,42 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/device.h"
-#include "kernels/cuda/tiles.h"
+#include "kernels/cuda/memory.h"
+#include "kernels/cuda/tuner.h"
 #include "kernels/kernels.h"
 #include "kernels/range.h"
 
 namespace orpo::cuda {
 
-// A micro-batch on the device. Host members are what launches depend on.
-struct DeviceBatch {
-    int N = 0, heads_n = 0, pairs_n = 0, query_tiles = 0, key_tiles = 0;  // rounded up
-    std::vector<SlotRun> runs;
-    int capacity_tokens = 0, capacity_pairs = 0, capacity_heads = 0;
-
-    int32_t *ids = nullptr, *positions = nullptr, *mask_pair = nullptr, *head1 = nullptr, *head2 = nullptr;  // (N)
-    PairSpan* pairs = nullptr;
-    HeadRow* heads = nullptr;
-    QueryTile* query_tile = nullptr;
-    KeyTile* key_tile = nullptr;
-    BatchScalars* scalars = nullptr;
-
-    std::shared_ptr<HostBatch> host;      // the padded batch, before the copy
-    std::vector<unsigned char> staging;   // all arrays, as they lie on the device
-    std::vector<QueryTile> host_queries;
-    std::vector<KeyTile> host_keys;
-};
-
-// The next size of the ladder: 16 steps from one power of two to the next, at least `least` apart.
-int ladder(int n, int least);
-
 template <class Store>
-class Cuda {
+class Cuda : public CudaMemory<Store> {
   public:
     using T = Store;
     using F = float;
     using Batch = DeviceBatch;
-    struct Weight {
-        int rows = 0, cols = 0;
-        const T* data = nullptr;  // (rows, cols)
-    };
-
-    // device: null while planning. plan: the table of a planning run, whose categories become one allocation each.
-    Cuda(std::shared_ptr<Device> device, const MemoryTable* plan);
+    using Weight = typename CudaMemory<T>::Weight;
+    using CudaMemory<T>::CudaMemory;
+    using CudaMemory<T>::planning;
 
     // --- memory
-    bool planning() const { return !device_; }
-    const MemoryTable& memory() const { return memory_; }
-    template <class U>
-    U* allocate(Category category, const std::string& name, int64_t count) {
-        return static_cast<U*>(take(category, name, count * static_cast<int64_t>(sizeof(U))));
-    }
-    void reserve(const Limits& limits);
     Weight prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read);
-    Batch make_batch(int tokens, int pairs, int heads);
     void upload(const MicroBatch& mb, Batch& batch);
-    void write(int64_t n, const float* host, float* to);
     void read(int64_t n, const float* from, float* host);
     void read(int64_t n, const double* from, double* host);
-    void zero(int64_t n, float* x);
     void cast(int64_t n, const float* x, T* y) { cuda::cast<T>(stream(), n, x, y); }
     void finish() { device_->wait(); }
+    // --tune: products are timed when sizes are met for the first time, and `file` keeps the choices (tuner.h).
+    void tune_into(const std::string& file) { tuner_ = std::make_unique<Tuner>(device_, file); }
+    // The batch's sizes were not tuned for `name` yet.
+    bool untuned(const std::string& name, const Batch& batch) const {
+        return tuner_ && !tuned_.count(key_of(name, batch));
+    }
+    // Runs f and times its products on the way. What it writes holds no sense.
+    void tune(const std::string& name, const Batch& batch, const std::function<void()>& f);
     // Runs f, whose launches depend on the batch's sizes and on `name` alone; from the second time on as a graph.
     void once(const std::string& name, const Batch& batch, const std::function<void()>& f);
     // Off: `once` always runs plainly. For profilers.
@@ -171,33 +144,32 @@ class Cuda {
     }
 
   private:
-    void* take(Category category, const std::string& name, int64_t bytes);
     Stream stream() { return device_->stream(); }
     void multiply(const char* name, const Product& product, const void* A, const void* B, void* C) {
         const Range range(*this, name);
+        if (tuning_) return tuner_->multiply(product, A, B, C);
         device_->multiply(product, A, B, C);
     }
+    static std::string key_of(const std::string& name, const Batch& batch);
     static constexpr Number kStore = sizeof(T) == 2 ? Number::kBf16 : Number::kFloat;
 
-    std::shared_ptr<Device> device_;
-    MemoryTable memory_;
-    // One stretch of device memory a category.
-    struct Stretch {
-        void* base = nullptr;
-        int64_t bytes = 0, used = 0;
-    };
-    std::map<Category, Stretch> stretches_;
+    using CudaMemory<T>::kStaged;
+    using CudaMemory<T>::device_;
+    using CudaMemory<T>::chunk_;
+    using CudaMemory<T>::logits_;
+    using CudaMemory<T>::gathered_;
+    using CudaMemory<T>::stats_;
+    using CudaMemory<T>::ids_;
+    using CudaMemory<T>::norms_;
+    using CudaMemory<T>::steps_;
+    using CudaMemory<T>::staged_;
+    using CudaMemory<T>::most_slots_;
 
-    int chunk_ = 0;         // head rows whose logits are held at once
-    T* logits_ = nullptr;   // (chunk, V)
-    T* gathered_ = nullptr; // (chunk, C)
-    float* stats_ = nullptr;   // (H, tokens, 2)
-    int32_t* ids_ = nullptr;   // (heads) drawn tokens
-    double* norms_ = nullptr;  // partial sums, then totals
-    AdamwStep* steps_ = nullptr;
-    float* staged_ = nullptr;  // prepare: rows as fp32 on their way to T
-    int most_slots_ = 0;
-    std::map<std::string, int> graphs_;
+    std::map<std::string, int> graphs_;  // by name and sizes; -1: seen once, not captured
+    int captured_ = 0;
+    std::unique_ptr<Tuner> tuner_;
+    std::set<std::string> tuned_;  // names and sizes
+    bool tuning_ = false;
     bool graphs_on_ = true;
 };
 

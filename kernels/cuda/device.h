@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/cuda/ops.h"
@@ -18,6 +19,13 @@ struct DeviceInfo {
     int64_t bytes = 0;  // of device memory in all
     int multiprocessors = 0;
 };
+
+// What a GPU's memory holds besides the program's arrays: the driver's context with the kernels' code, graphs, and the
+// products' workspace. The context is an estimate.
+inline constexpr int64_t kContextBytes = int64_t{480} << 20;
+inline constexpr int64_t kProductWorkspace = int64_t{32} << 20;
+// What arrays may take of a card of so many bytes: 1/32 stays free, for the desktop and the allocator's rounding.
+inline int64_t usable_bytes(int64_t card) { return card - card / 32 - kContextBytes - kProductWorkspace; }
 
 enum class Number : int32_t { kFloat, kBf16 };
 
@@ -42,6 +50,8 @@ class Device {
   public:
     // Error(kNoDevice) when there is no such device or no driver.
     static std::unique_ptr<Device> open(int index);
+    // The same without taking anything of it.
+    static DeviceInfo look(int index);
     virtual ~Device() = default;
 
     virtual const DeviceInfo& info() const = 0;
@@ -55,6 +65,8 @@ class Device {
         (void)bytes;
         return static_cast<unsigned char*>(allocation) + offset;
     }
+    // An allocation that is one array.
+    void* array(int64_t bytes) { return part(allocate(bytes), 0, bytes); }
     // In stream order. `host` may be used again when copy_in returns; copy_out waits for the bytes.
     virtual void copy_in(void* to, const void* host, int64_t bytes) = 0;
     virtual void copy_out(const void* from, void* host, int64_t bytes) = 0;
@@ -64,6 +76,12 @@ class Device {
 
     // Bit-equal from run to run: one algorithm and workspace a shape.
     virtual void multiply(const Product& product, const void* A, const void* B, void* C) = 0;
+    // Algorithms for products of this shape, as text that can be kept in a file; the one that is taken by itself first.
+    virtual std::vector<std::string> candidates(const Product& product) = 0;
+    // Takes one for this shape from now on. false: not one of this device and library; nothing changes.
+    virtual bool choose(const Product& product, const std::string& candidate) = 0;
+    // Whose candidates they are: "NVIDIA H200, sm_90, cuBLASLt 12.8.4".
+    virtual std::string products_by() const = 0;
 
     // What is launched between the two becomes a graph (it does not run). No copies and waits inside.
     virtual void begin_capture() = 0;

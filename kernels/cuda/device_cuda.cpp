@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <charconv>
 #include <map>
 #include <tuple>
 #include <vector>
@@ -27,7 +28,9 @@ void check(cublasStatus_t status, const char* what) {
         throw Error(Exit::kNoDevice, std::string("cuBLASLt: ") + what + ": " + cublasLtGetStatusString(status));
 }
 
-constexpr size_t kWorkspace = size_t{32} << 20;
+constexpr auto kWorkspace = static_cast<size_t>(kProductWorkspace);
+
+constexpr int kMostCandidates = 16;  // of a product, for --tune
 
 cudaDataType_t type_of(Number number) { return number == Number::kBf16 ? CUDA_R_16BF : CUDA_R_32F; }
 
@@ -40,25 +43,8 @@ struct Plan {
 
 class CudaDevice final : public Device {
   public:
-    explicit CudaDevice(int index) {
-        int count = 0;
-        const cudaError_t found = cudaGetDeviceCount(&count);
-        if (found != cudaSuccess || count == 0)
-            throw Error(Exit::kNoDevice, std::string("no CUDA device: ") + cudaGetErrorString(found));
-        if (index < 0 || index >= count)
-            throw Error(Exit::kNoDevice, "--device cuda:" + std::to_string(index) + ": this machine has " +
-                                             std::to_string(count) + " CUDA device(s), numbered from 0");
+    explicit CudaDevice(int index) : info_(look(index)) {
         check(cudaSetDevice(index), "cudaSetDevice");
-        cudaDeviceProp properties{};
-        check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
-        if (properties.major < 8)
-            throw Error(Exit::kNoDevice, std::string(properties.name) + " has compute capability " +
-                                             std::to_string(properties.major) + "." + std::to_string(properties.minor) +
-                                             "; 8.0 (Ampere) or newer is needed: use --device cpu");
-        info_.name = std::string(properties.name) + ", sm_" + std::to_string(properties.major) +
-                     std::to_string(properties.minor);
-        info_.bytes = static_cast<int64_t>(properties.totalGlobalMem);
-        info_.multiprocessors = properties.multiProcessorCount;
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
         check(cublasLtCreate(&handle_), "cublasLtCreate");
         check(cudaMalloc(&workspace_, kWorkspace), "cudaMalloc of the product workspace");
@@ -133,6 +119,27 @@ class CudaDevice final : public Device {
               "cublasLtMatmul");
     }
 
+    std::vector<std::string> candidates(const Product& p) override {
+        std::vector<std::string> texts;
+        for (const cublasLtMatmulHeuristicResult_t& result : heuristics(plan_for(p), kMostCandidates))
+            texts.push_back(text_of(result.algo));
+        return texts;
+    }
+    bool choose(const Product& p, const std::string& candidate) override {
+        Plan& plan = plan_for(p);
+        cublasLtMatmulAlgo_t algorithm{};
+        if (!parse(candidate, algorithm)) return false;
+        cublasLtMatmulHeuristicResult_t result{};
+        const cublasStatus_t status = cublasLtMatmulAlgoCheck(handle_, plan.operation, plan.a, plan.b, plan.c, plan.c,
+                                                              &algorithm, &result);
+        if (status != CUBLAS_STATUS_SUCCESS || result.workspaceSize > kWorkspace) return false;
+        plan.algorithm = algorithm;
+        return true;
+    }
+    std::string products_by() const override {
+        return info_.name + ", cuBLASLt " + std::to_string(cublasLtGetVersion());
+    }
+
     void begin_capture() override {
         check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
     }
@@ -170,7 +177,45 @@ class CudaDevice final : public Device {
   private:
     using Key = std::tuple<bool, bool, int, int, int, int, int, int, bool, Number, Number>;
 
-    const Plan& plan_for(const Product& p) {
+    // An algorithm is plain bytes, valid for this version of the library: hexadecimal in files.
+    static std::string text_of(const cublasLtMatmulAlgo_t& algorithm) {
+        constexpr const char* kDigits = "0123456789abcdef";
+        unsigned char bytes[sizeof algorithm];
+        __builtin_memcpy(bytes, &algorithm, sizeof algorithm);
+        std::string text;
+        for (const unsigned char byte : bytes) text += kDigits[byte >> 4], text += kDigits[byte & 15];
+        return text;
+    }
+    static bool parse(const std::string& text, cublasLtMatmulAlgo_t& algorithm) {
+        unsigned char bytes[sizeof algorithm];
+        if (text.size() != 2 * sizeof bytes) return false;
+        for (size_t i = 0; i < sizeof bytes; ++i) {
+            const auto [end, error] = std::from_chars(text.data() + 2 * i, text.data() + 2 * i + 2, bytes[i], 16);
+            if (error != std::errc() || end != text.data() + 2 * i + 2) return false;
+        }
+        __builtin_memcpy(&algorithm, bytes, sizeof algorithm);
+        return true;
+    }
+
+    // The library's own order, best guess first.
+    std::vector<cublasLtMatmulHeuristicResult_t> heuristics(const Plan& plan, int most) {
+        cublasLtMatmulPreference_t preference = nullptr;
+        check(cublasLtMatmulPreferenceCreate(&preference), "preference");
+        check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace,
+                                                   sizeof kWorkspace),
+              "preference");
+        std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(most));
+        int count = 0;
+        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c,
+                                                                     plan.c, preference, most, results.data(), &count);
+        cublasLtMatmulPreferenceDestroy(preference);
+        check(status, "cublasLtMatmulAlgoGetHeuristic");
+        if (count == 0) throw Error(Exit::kNoDevice, "cuBLASLt has no algorithm for a product of this shape");
+        results.resize(static_cast<size_t>(count));
+        return results;
+    }
+
+    Plan& plan_for(const Product& p) {
         const Key key{p.transpose_a, p.transpose_b, p.M, p.N, p.K, p.lda, p.ldb, p.ldc, p.accumulate, p.in, p.out};
         const auto found = plans_.find(key);
         if (found != plans_.end()) return found->second;
@@ -191,19 +236,7 @@ class CudaDevice final : public Device {
         layout(&plan.a, p.in, p.transpose_b ? p.N : p.K, p.transpose_b ? p.K : p.N, p.ldb);
         layout(&plan.b, p.in, p.transpose_a ? p.K : p.M, p.transpose_a ? p.M : p.K, p.lda);
         layout(&plan.c, p.out, p.M, p.N, p.ldc);
-        cublasLtMatmulPreference_t preference = nullptr;
-        check(cublasLtMatmulPreferenceCreate(&preference), "preference");
-        check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace,
-                                                   sizeof kWorkspace),
-              "preference");
-        cublasLtMatmulHeuristicResult_t result{};
-        int count = 0;
-        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_, plan.operation, plan.a, plan.b, plan.c,
-                                                                     plan.c, preference, 1, &result, &count);
-        cublasLtMatmulPreferenceDestroy(preference);
-        check(status, "cublasLtMatmulAlgoGetHeuristic");
-        if (count == 0) throw Error(Exit::kNoDevice, "cuBLASLt has no algorithm for a product of this shape");
-        plan.algorithm = result.algo;
+        plan.algorithm = heuristics(plan, 1)[0].algo;
         return plans_.emplace(key, plan).first->second;
     }
 
@@ -222,5 +255,27 @@ class CudaDevice final : public Device {
 }  // namespace
 
 std::unique_ptr<Device> Device::open(int index) { return std::make_unique<CudaDevice>(index); }
+
+DeviceInfo Device::look(int index) {
+    int count = 0;
+    const cudaError_t found = cudaGetDeviceCount(&count);
+    if (found != cudaSuccess || count == 0)
+        throw Error(Exit::kNoDevice, std::string("no CUDA device: ") + cudaGetErrorString(found));
+    if (index < 0 || index >= count)
+        throw Error(Exit::kNoDevice, "--device cuda:" + std::to_string(index) + ": this machine has " +
+                                         std::to_string(count) + " CUDA device(s), numbered from 0");
+    cudaDeviceProp properties{};
+    check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+    if (properties.major < 8)
+        throw Error(Exit::kNoDevice, std::string(properties.name) + " has compute capability " +
+                                         std::to_string(properties.major) + "." + std::to_string(properties.minor) +
+                                         "; 8.0 (Ampere) or newer is needed: use --device cpu");
+    DeviceInfo info;
+    info.name =
+        std::string(properties.name) + ", sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+    info.bytes = static_cast<int64_t>(properties.totalGlobalMem);
+    info.multiprocessors = properties.multiProcessorCount;
+    return info;
+}
 
 }  // namespace orpo::cuda

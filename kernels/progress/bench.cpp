@@ -43,7 +43,7 @@ template <class U>
 class Array {
   public:
     Array(Device& device, size_t n) : device_(device), n_(n) {
-        at_ = static_cast<U*>(device.allocate(static_cast<int64_t>(std::max<size_t>(n, 1) * sizeof(U))));
+        at_ = static_cast<U*>(device.array(static_cast<int64_t>(std::max<size_t>(n, 1) * sizeof(U))));
     }
     Array(Device& device, const std::vector<U>& values) : Array(device, values.size()) { put(values); }
     void put(const std::vector<U>& values) {

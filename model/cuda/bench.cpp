@@ -27,7 +27,7 @@ class Timer {
         : device_(device),
           repeats_(request.repeats),
           bytes_(std::min(kFlushBytes, request.copy_bytes)),
-          flushed_(device.allocate(bytes_)) {}
+          flushed_(device.array(bytes_)) {}
     double operator()(const Work& work) {
         double best = 1e30;
         for (int i = 0; i <= repeats_; ++i) {
@@ -48,7 +48,7 @@ class Timer {
 Ceilings measure(Device& device, const BenchRequest& request) {
     Ceilings c;
     Timer timer(device, request);
-    void *from = device.allocate(request.copy_bytes), *to = device.allocate(request.copy_bytes);
+    void *from = device.array(request.copy_bytes), *to = device.array(request.copy_bytes);
     device.zero(from, request.copy_bytes);
     const double copy = timer([&] { device.copy(to, from, request.copy_bytes); });
     c.copy_bytes_per_second = 2.0 * static_cast<double>(request.copy_bytes) / copy;
@@ -56,7 +56,7 @@ Ceilings measure(Device& device, const BenchRequest& request) {
     const int n = request.gemm_size;
     const Number number = request.dtype == "fp32" ? Number::kFloat : Number::kBf16;
     const int64_t bytes = int64_t{n} * n * (number == Number::kFloat ? 4 : 2);
-    void *A = device.allocate(bytes), *B = device.allocate(bytes), *C = device.allocate(bytes);
+    void *A = device.array(bytes), *B = device.array(bytes), *C = device.array(bytes);
     // Random numbers, never zeros: what a product of zeros draws in power lets a GPU clock higher.
     std::vector<unsigned char> host(static_cast<size_t>(bytes));
     uint32_t state = 1;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "kernels/bench.h"
+#include "kernels/cuda/device.h"
 #include "model/bench_shapes.h"
 #include "model/engine.h"
 
@@ -13,15 +14,15 @@ namespace orpo::cuda {
 
 inline constexpr const char* kLibrary = "liborpo_cuda.so";
 inline constexpr const char* kMakeEngine = "orpo_cuda_make_engine";
-inline constexpr const char* kDescribe = "orpo_cuda_describe";
+inline constexpr const char* kLook = "orpo_cuda_look";
 inline constexpr const char* kBench = "orpo_cuda_bench";
 inline constexpr const char* kProfile = "orpo_cuda_profile";
 
-// Throws as make_engine does. index: of the device. dtype: "fp32" or "bf16".
+// Throws as make_engine does. index: of the device. dtype: "fp32" or "bf16". Plans are made without the library.
 using MakeEngine = std::unique_ptr<Engine> (*)(int index, const std::string& dtype, const ModelConfig& config,
                                                const HostWeights* weights, const EngineOptions& options);
-// "NVIDIA H200, sm_90, 141 GB", or why there is none.
-using Describe = std::string (*)(int index);
+// Error(kNoDevice) that says why there is none.
+using Look = DeviceInfo (*)(int index);
 
 struct BenchRequest {
     enum class What {

@@ -1,35 +1,27 @@
-// The CUDA library's doors: the engine over the CUDA backend. Built into liborpo_cuda.so, loaded by model/engine.cpp.
-#include <memory>
-#include <string>
-
+// The CUDA library's doors: the engine over the CUDA backend. Built into liborpo_cuda.so, loaded by model/devices.cpp.
 #include "base/error.h"
 #include "kernels/cuda/cuda.h"
 #include "model/cuda/entry.h"
+#include "model/devices.h"
 #include "model/engine_of.h"
 
 namespace orpo::cuda {
 
 namespace {
 
-// The share of a card's memory that a plan may fill: the rest is the driver's, the context's and the libraries'.
-constexpr double kUsable = 0.95;
-
 template <class T>
 std::unique_ptr<Engine> engine(int index, const std::string& dtype, const ModelConfig& config,
                                const HostWeights* weights, const EngineOptions& options) {
-    EngineOptions planning = options;
-    planning.planning = true;
-    auto plan = std::make_unique<EngineOf<Cuda<T>>>(std::make_unique<Cuda<T>>(nullptr, nullptr), "CUDA " + dtype, config,
-                                                    nullptr, planning);
-    if (options.planning) return plan;
+    ORPO_CHECK(!options.planning);
+    const MemoryTable plan = plan_memory({"cuda:" + std::to_string(index), dtype, 0}, config, options);
     std::shared_ptr<Device> device = Device::open(index);
-    const int64_t needed = plan->memory().bytes();
-    if (static_cast<double>(needed) > kUsable * static_cast<double>(device->info().bytes))
-        throw Error(Exit::kMemory, "the run needs " + std::to_string(needed >> 20) + " MiB of GPU memory and " +
-                                       device->info().name + " has " + std::to_string(device->info().bytes >> 20) +
-                                       " MiB; lower --micro-batch-tokens or --max-length");
-    const std::string description = device->info().name + ", " + dtype;
-    return std::make_unique<EngineOf<Cuda<T>>>(std::make_unique<Cuda<T>>(device, &plan->memory()), description, config,
+    const DeviceInfo& card = device->info();
+    if (plan.bytes() > usable_bytes(card.bytes))
+        throw Error(Exit::kMemory, "this needs " + std::to_string(plan.bytes() >> 20) + " MiB of GPU memory, and " +
+                                       card.name + " has room for " + std::to_string(usable_bytes(card.bytes) >> 20) +
+                                       "; lower --micro-batch-tokens or --max-length, or use --device cpu");
+    const std::string description = card.name + ", " + dtype;
+    return std::make_unique<EngineOf<Cuda<T>>>(std::make_unique<Cuda<T>>(std::move(device), &plan), description, config,
                                                weights, options);
 }
 
@@ -41,9 +33,6 @@ extern "C" std::unique_ptr<Engine> orpo_cuda_make_engine(int index, const std::s
     return engine<bf16>(index, dtype, config, weights, options);
 }
 
-extern "C" std::string orpo_cuda_describe(int index) {
-    const std::unique_ptr<Device> device = Device::open(index);
-    return device->info().name + ", " + std::to_string(device->info().bytes >> 20) + " MiB";
-}
+extern "C" DeviceInfo orpo_cuda_look(int index) { return Device::look(index); }
 
 }  // namespace orpo::cuda

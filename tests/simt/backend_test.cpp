@@ -117,7 +117,7 @@ TEST_CASE("stand-in: every memory mode and every cut into micro-batches gives th
     const auto pairs = random_pairs(4, 96);
     Gpu<float> all(options(128));
     const Run want = train(*all.engine, pairs, 1, 128);
-    for (const Keep keep : {Keep::kNoGateUp, Keep::kInputs}) {
+    for (const Keep keep : {Keep::kAll, Keep::kNoGateUp, Keep::kInputs}) {
         Gpu<float> gpu(options(128, keep));
         CHECK(gpu.planned < all.planned);
         CHECK(relative_error(train(*gpu.engine, pairs, 1, 128).gradients, want.gradients) <= 1e-6);

@@ -168,3 +168,104 @@ TEST_CASE("what a machine has decides the device") {
     CHECK(contains(none.err, "--device cpu"));
     CHECK(place.run(place.train("far", {"--device", "cuda:3"})).code == 9);
 }
+
+TEST_CASE("--tune: every product's algorithm is chosen once, kept with the run, and taken again") {
+    const Place place;
+    place.train_on("cuda", "plain", {"--save-every", "1", "--keep", "100"});
+    place.train_on("cuda", "tuned", {"--save-every", "1", "--keep", "100", "--tune"});
+    // Timing leaves no trace in the numbers (the stand-in's algorithms compute the same).
+    CHECK(place.history("tuned") == place.history("plain"));
+    CHECK(place.adapter_hash("tuned") == place.adapter_hash("plain"));
+    CHECK(!io::exists(place.dir / "plain/tuning.json"));
+    const std::string file = place.dir / "tuned/tuning.json", text = io::read_file(file, 1 << 20);
+    const Json tuning = Json::parse(text);
+    CHECK(tuning.at("products").size() > 20);
+    for (const auto& [shape, choice] : tuning.at("products").items()) CHECK_MESSAGE(choice == "second", shape);
+
+    // Going on takes the choices from the file, whatever would be the fastest today, and keeps them.
+    std::string other = text;
+    for (size_t at = 0; (at = other.find("\"second\"", at)) != std::string::npos;) other.replace(at, 8, "\"third\"");
+    io::write_file_atomic(file, other);
+    place.back_to("tuned", 3);
+    const Ran ran = place.run({"train", "--resume", "--out", place.dir / "tuned"});
+    REQUIRE_MESSAGE(ran.code == 0, ran.err);
+    CHECK(place.adapter_hash("tuned") == place.adapter_hash("plain"));
+    CHECK(io::read_file(file, 1 << 20) == other);
+}
+
+TEST_CASE("memory: a GPU's plan depends on the card alone, is kept on resume, and what does not fit says what mends it") {
+    const Place place;
+    const auto plan = [&](const Words& more, const std::map<std::string, std::string>& environment = {}) {
+        Words words = {"plan", "--model", "135M", "--json", "--device", "cuda"};
+        words.insert(words.end(), more.begin(), more.end());
+        const Ran ran = place.run(words, environment);
+        REQUIRE_MESSAGE(ran.code == 0, ran.err);
+        return Json::parse(ran.out);
+    };
+    // What others use of the card changes nothing.
+    const Json all = plan({}), busy = plan({}, {{"ORPO_STANDIN_TAKEN", "20000000000"}});
+    CHECK(all == busy);
+    CHECK(all.at("micro_batch_tokens") == 16384);
+    CHECK(all.at("keep") == "everything");
+    CHECK(plan({"--memory", "24GiB"}) == all);
+    const Json small = plan({"--memory", "4GB"});
+    CHECK(small.at("peak_bytes") < 4000000000);
+    CHECK(small.at("micro_batch_tokens") < 16384);
+    const Json capped = plan({"--memory-limit", "2GB"});
+    CHECK(capped.at("peak_bytes").get<int64_t>() - capped.at("context_bytes").get<int64_t>() <= 2000000000);
+    CHECK(capped.at("micro_batch_tokens") < 16384);
+
+    // A run under a limit: its micro-batch stays when it goes on without one.
+    const Words little = {"--memory-limit", "82MB", "--save-every", "1", "--keep", "100"};
+    place.train_on("cuda", "run", little);
+    const auto tokens = [&] {
+        return Json::parse(io::read_file(place.dir / "run/config.json", 1 << 20)).at("micro-batch-tokens");
+    };
+    const Json planned = tokens();
+    CHECK(planned.get<int>() > 0);
+    place.back_to("run", 2);
+    const Ran ran = place.run({"train", "--resume", "--out", place.dir / "run", "--memory-limit", "none"});
+    REQUIRE_MESSAGE(ran.code == 0, ran.err);
+    CHECK(tokens() == planned);
+
+    const auto refused = [&](const Ran& failed, const Words& parts) {
+        CHECK_MESSAGE(failed.code == 5, failed.err);
+        CHECK(!contains(failed.err, "internal error"));
+        for (const std::string& part : parts) CHECK_MESSAGE(contains(failed.err, part), failed.err);
+    };
+    refused(place.run(place.train("none", {"--device", "cuda", "--memory-limit", "1MB"})), {"--memory-limit"});
+    refused(place.run({"plan", "--model", "1.7B", "--device", "cuda", "--memory", "4GB"}), {"--max-length"});
+    refused(place.run(place.train("none", {"--device", "cuda"}), {{"ORPO_STANDIN_BYTES", "600000000"}}), {"--max-length"});
+    // The card is large enough, but other programs hold most of it.
+    refused(place.run(place.train("none", {"--device", "cuda"}), {{"ORPO_STANDIN_TAKEN", "25768000000"}}),
+            {"close other programs", "--memory-limit"});
+    refused(place.run({"generate", "--model", place.model, "--prompt", "a", "--device", "cuda"},
+                      {{"ORPO_STANDIN_BYTES", "600000000"}}),
+            {"--device cpu"});
+}
+
+TEST_CASE("orpo plan for a GPU that is not here") {
+    const Place place;
+    const std::map<std::string, std::string> nothing = {{"ORPO_CUDA_LIBRARY", place.dir / "none.so"}};
+    const Words words = {"plan", "--model", "1.7B", "--memory", "24GiB", "--device", "cuda"};
+    const Ran ran = place.run(words, nothing);
+    REQUIRE_MESSAGE(ran.code == 0, ran.err);
+    for (const char* part : {"weights", "gradients", "optimizer", "workspace", "CUDA context", "expected peak", "tokens"})
+        CHECK_MESSAGE(contains(ran.out, part), ran.out);
+    Words as_json = words;
+    as_json.insert(as_json.end(), {"--json", "--memory-limit", "22.5GiB"});
+    const Json plan = Json::parse(place.run(as_json, nothing).out);
+    CHECK(plan.at("dtype") == "bf16");
+    CHECK(plan.at("keep") == "activations");  // no product is made again
+    CHECK(plan.at("micro_batch_tokens") >= 13000);
+    CHECK(plan.at("peak_bytes").get<int64_t>() <= int64_t{24} << 30);
+    int64_t sum = plan.at("context_bytes");
+    for (const char* category : {"weights", "adapters", "gradients", "optimizer", "activations", "workspace", "batch"})
+        sum += plan.at(std::string(category) + "_bytes").get<int64_t>();
+    CHECK(sum == plan.at("peak_bytes"));
+    const Ran small = place.run({"plan", "--model", "1.7B", "--memory", "7GB", "--device", "cuda", "--max-length", "1024"},
+                                nothing);
+    CHECK_MESSAGE(small.code == 0, small.err);
+    // Without a size there is nothing to plan for.
+    CHECK(place.run({"plan", "--model", "1.7B", "--device", "cuda"}, nothing).code == 9);
+}

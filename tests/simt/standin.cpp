@@ -15,6 +15,7 @@
 
 #include "base/error.h"
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/tuner.h"
 
 namespace orpo::cuda {
 
@@ -44,7 +45,7 @@ class Standin final : public StandinDevice {
         info_.bytes = options.bytes;
         info_.multiprocessors = 1;
         simt::set_recorder([this](const char* name, dim3 grid, dim3 block, size_t shared, std::function<void()> kernel) {
-            count(statistics_.launches);
+            ++(capturing_ ? statistics_.graph_launches : statistics_.launches);
             submit([=] { simt::launch(name, grid, block, shared, kernel); });
         });
     }
@@ -114,7 +115,7 @@ class Standin final : public StandinDevice {
     void zero(void* to, int64_t bytes) override {
         if (bytes == 0) return;
         check_inside(to, bytes);
-        count(statistics_.fills);
+        ++(capturing_ ? statistics_.graph_fills : statistics_.fills);
         submit([=] { std::memset(to, 0, static_cast<size_t>(bytes)); });
     }
     void copy(void* to, const void* from, int64_t bytes) override {
@@ -122,10 +123,14 @@ class Standin final : public StandinDevice {
         submit([=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
     }
     double seconds(const std::function<void()>& work) override {
+        ORPO_CHECK(!capturing_);
         run_queue();
         const auto start = std::chrono::steady_clock::now();
         work();
         run_queue();
+        ++statistics_.timed;
+        if (last_choice_ == "second") return 1e-3;
+        if (!last_choice_.empty()) return 2e-3;
         return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
     void wait() override {
@@ -142,16 +147,31 @@ class Standin final : public StandinDevice {
         matrix(A, p.in, p.transpose_a ? p.K : p.M, p.transpose_a ? p.M : p.K, p.lda);
         matrix(B, p.in, p.transpose_b ? p.N : p.K, p.transpose_b ? p.K : p.N, p.ldb);
         matrix(C, p.out, p.M, p.N, p.ldc);
-        count(statistics_.products);
+        ++(capturing_ ? statistics_.graph_products : statistics_.products);
+        const auto choice = chosen_.find(shape_key(p));
+        last_choice_ = choice == chosen_.end() ? "" : choice->second;
+        statistics_.by_best += last_choice_ == "second";
         submit([=, this] { run(p, A, B, C); });
     }
+
+    // Three that compute the same. Times are made up: the second one is the fastest.
+    std::vector<std::string> candidates(const Product&) override { return {"first", "second", "third"}; }
+    bool choose(const Product& p, const std::string& candidate) override {
+        for (const std::string& known : candidates(p))
+            if (candidate == known) {
+                chosen_[shape_key(p)] = candidate;
+                return true;
+            }
+        return false;
+    }
+    std::string products_by() const override { return info_.name; }
 
     void begin_capture() override {
         ORPO_CHECK(!capturing_);
         capturing_ = true;
         graphs_.emplace_back();
         ++statistics_.captures;
-        statistics_.nodes = 0;
+        statistics_.graph_launches = statistics_.graph_products = statistics_.graph_fills = 0;
     }
     int end_capture() override {
         ORPO_CHECK(capturing_);
@@ -177,7 +197,6 @@ class Standin final : public StandinDevice {
         ORPO_CHECK(range != MAP_FAILED);
         return range;
     }
-    void count(int& calls) { ++(capturing_ ? statistics_.nodes : calls); }
     void submit(Work work) {
         if (options_.counted && !capturing_) return;
         (capturing_ ? graphs_.back() : queue_).push_back(std::move(work));
@@ -269,6 +288,8 @@ class Standin final : public StandinDevice {
     std::vector<Work> queue_;
     size_t queued_bytes_ = 0;
     std::vector<std::vector<Work>> graphs_;
+    std::map<std::string, std::string> chosen_;
+    std::string last_choice_;  // of the product that was queued last
     std::vector<float> a_, b_, c_;
 };
 

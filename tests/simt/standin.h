@@ -21,9 +21,11 @@ struct StandinStatistics {
     int launches = 0;      // kernels, outside of graphs
     int products = 0;      // outside of graphs
     int copies_in = 0, copies_out = 0, fills = 0, waits = 0;
-    int64_t bytes_out = 0;  // copied to the host
+    int64_t bytes_out = 0;     // copied to the host
+    int timed = 0;             // runs by seconds()
+    int by_best = 0;           // products run by the candidate that the stand-in calls the fastest
     int captures = 0, replays = 0;
-    int nodes = 0;  // launches and products of the graph captured last
+    int graph_launches = 0, graph_products = 0, graph_fills = 0;  // of the graph captured last
 };
 
 struct StandinOptions {

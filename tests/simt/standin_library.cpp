@@ -15,15 +15,24 @@ int64_t setting(const char* name, int64_t otherwise) {
     return text ? std::atoll(text) : otherwise;
 }
 
+StandinOptions options() {
+    StandinOptions o;
+    o.bytes = setting("ORPO_STANDIN_BYTES", o.bytes);
+    o.taken = setting("ORPO_STANDIN_TAKEN", o.taken);
+    return o;
+}
+
 }  // namespace
 
-std::unique_ptr<Device> Device::open(int index) {
+DeviceInfo Device::look(int index) {
     if (index != 0)
         throw Error(Exit::kNoDevice, "--device cuda:" + std::to_string(index) + ": there is one stand-in, number 0");
-    StandinOptions options;
-    options.bytes = setting("ORPO_STANDIN_BYTES", options.bytes);
-    options.taken = setting("ORPO_STANDIN_TAKEN", options.taken);
-    return StandinDevice::make(options);
+    return {"stand-in for a GPU", options().bytes, 1};
+}
+
+std::unique_ptr<Device> Device::open(int index) {
+    look(index);
+    return StandinDevice::make(options());
 }
 
 }  // namespace orpo::cuda
