@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/error.h"
 
@@ -61,7 +62,7 @@ void CudaMemory<Store>::reserve(const Limits& limits) {
 
 template <class Store>
 auto CudaMemory<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned, const RowReader&) -> Weight {
-    if (!staged_) staged_ = allocate<float>(Category::kWorkspace, "weights on their way", kStaged);
+    if (!std::exchange(staging_, true)) staged_ = allocate<float>(Category::kWorkspace, "weights on their way", kStaged);
     return {static_cast<int>(rows), static_cast<int>(cols), allocate<T>(Category::kWeights, name, rows * cols)};
 }
 

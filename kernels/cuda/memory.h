@@ -75,6 +75,7 @@ class CudaMemory {
     double* norms_ = nullptr;  // partial sums, then totals
     AdamwStep* steps_ = nullptr;
     float* staged_ = nullptr;  // (kStaged)
+    bool staging_ = false;     // staged_ is in the table
     int most_slots_ = 0;
 
   private:

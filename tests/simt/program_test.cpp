@@ -269,3 +269,23 @@ TEST_CASE("orpo plan for a GPU that is not here") {
     // Without a size there is nothing to plan for.
     CHECK(place.run({"plan", "--model", "1.7B", "--device", "cuda"}, nothing).code == 9);
 }
+
+TEST_CASE("bench train on the GPU: the CPU's loss, the bytes of the plan") {
+    const Place place;
+    const auto object = [&](const std::string& what, const std::string& device, const Words& more) {
+        Words words = {"bench", what, "--model", place.model, "--dtype", "fp32", "--json", "--prompt-tokens", "7",
+                       "--response-tokens", "5", "--pairs", "2", "--device", device};
+        words.insert(words.end(), more.begin(), more.end());
+        const Ran ran = place.run(words);
+        REQUIRE_MESSAGE(ran.code == 0, ran.err);
+        return Json::parse(ran.out);
+    };
+    const Words small = {"--gemm-size", "64", "--copy-bytes", "65536"};
+    Words steps = small;
+    steps.insert(steps.end(), {"--steps", "1"});
+    const Json gpu = object("train", "cuda", steps), cpu = object("train", "cpu", {"--steps", "1"});
+    const double loss = cpu.at("base_loss");
+    CHECK(std::abs(gpu.at("base_loss").get<double>() - loss) <= 1e-5 * loss);
+    CHECK(gpu.at("peak_bytes") == gpu.at("planned_bytes"));
+    CHECK(gpu.at("pairs_per_second") > 0);
+}
