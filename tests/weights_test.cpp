@@ -66,7 +66,8 @@ TEST_CASE("one model, two layouts: the same tensors") {
     CHECK(config == hf->config());
     const Tensors a = read_all(*hf), b = read_all(*gguf);
     CHECK(a.size() == 20);
-    for (const auto& [name, values] : a) {
+    for (const auto& [tensor, values] : a) {
+        const std::string name = tensor;
         CAPTURE(name);
         CHECK(values == b.at(name));
         CHECK(hf->shape(name) == gguf->shape(name));
