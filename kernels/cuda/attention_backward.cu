@@ -45,12 +45,14 @@ struct Range {
     bool causal;
 };
 
+// q and d_o pass through the second buffers of k and v on their way into registers: with four tiles instead of six, two
+// blocks fit where a multiprocessor has 100 KiB.
+struct QueryShared {
+    Tile k[2], v[2];
+};
 __global__ void __launch_bounds__(32 * kWarps) dq_kernel(int N, int H, int KV, const QueryTile* tiles, const bf16* qkv,
                                                          const bf16* d_o, const float2* stats, bf16* dqkv) {
-    struct Shared {
-        Tile q, d_o, k[2], v[2];
-    };
-    Shared& s = shared_memory<Shared>();
+    QueryShared& s = shared_memory<QueryShared>();
     const QueryTile tile = tiles[blockIdx.x];
     if (tile.q0 >= tile.q1) return;
     const int head = static_cast<int>(blockIdx.y), kv_head = head / (H / KV), width = (H + 2 * KV) * 64;
@@ -65,8 +67,8 @@ __global__ void __launch_bounds__(32 * kWarps) dq_kernel(int N, int H, int KV, c
         return Range{first, left < kTile ? left : kTile, j >= prefix};
     };
 
-    load_tile_async(s.q, qkv + head * 64, width, tile.q0, count);
-    load_tile_async(s.d_o, d_o + head * 64, H * 64, tile.q0, count);
+    load_tile_async(s.k[1], qkv + head * 64, width, tile.q0, count);
+    load_tile_async(s.v[1], d_o + head * 64, H * 64, tile.q0, count);
     Range range = range_of(0);
     load_tile_async(s.k[0], k, width, range.first, range.count);
     load_tile_async(s.v[0], v, width, range.first, range.count);
@@ -88,7 +90,10 @@ __global__ void __launch_bounds__(32 * kWarps) dq_kernel(int N, int H, int KV, c
         const Range current = range;
         cp_async_wait<0>();
         __syncthreads();
-        if (j == 0) load_a(a_q, s.q, warp, lane), load_a(a_do, s.d_o, warp, lane);
+        if (j == 0) {
+            load_a(a_q, s.k[1], warp, lane), load_a(a_do, s.v[1], warp, lane);
+            __syncthreads();  // everybody has them: the buffers are free
+        }
         if (j + 1 < steps) {
             range = range_of(j + 1);
             load_tile_async(s.k[1 - now], k, width, range.first, range.count);
@@ -112,12 +117,12 @@ __global__ void __launch_bounds__(32 * kWarps) dq_kernel(int N, int H, int KV, c
         to_a(ds, p);
         multiply_nn(dq, ds, s.k[now], lane);
     }
-    store_rows(dq, s.q, warp, dqkv + (int64_t{tile.q0} + warp * 16) * width + head * 64, width, count - warp * 16,
-               lane);
+    store_rows(dq, s.k[steps % 2], warp, dqkv + (int64_t{tile.q0} + warp * 16) * width + head * 64, width,
+               count - warp * 16, lane);
 }
 
-struct KeyShared {
-    Tile k, v, q[2], d_o[2];
+struct KeyShared {  // k and v pass through the second buffers
+    Tile q[2], d_o[2];
     float2 stats[2][kTile];
 };
 __global__ void __launch_bounds__(32 * kWarps) dkv_kernel(int N, int H, int KV, const KeyTile* tiles, const bf16* qkv,
@@ -149,8 +154,8 @@ __global__ void __launch_bounds__(32 * kWarps) dkv_kernel(int N, int H, int KV, 
         cp_async_commit();
     };
 
-    load_tile_async(s.k, qkv + (H + kv_head) * 64, width, tile.k0, count);
-    load_tile_async(s.v, qkv + (H + KV + kv_head) * 64, width, tile.k0, count);
+    load_tile_async(s.q[1], qkv + (H + kv_head) * 64, width, tile.k0, count);
+    load_tile_async(s.d_o[1], qkv + (H + KV + kv_head) * 64, width, tile.k0, count);
     load(0, 0);
 
     // All products are transposed: rows are keys, columns are queries.
@@ -162,7 +167,10 @@ __global__ void __launch_bounds__(32 * kWarps) dkv_kernel(int N, int H, int KV, 
         const Range current = range_of(j);
         cp_async_wait<0>();
         __syncthreads();
-        if (j == 0) load_a(a_k, s.k, warp, lane), load_a(a_v, s.v, warp, lane);
+        if (j == 0) {
+            load_a(a_k, s.q[1], warp, lane), load_a(a_v, s.d_o[1], warp, lane);
+            __syncthreads();
+        }
         if (j + 1 < steps) load(j + 1, 1 - now);
         float p[8][4] = {}, ds[8][4] = {};
         multiply_nt(p, a_k, s.q[now], lane);     // (keys, queries)
@@ -186,8 +194,8 @@ __global__ void __launch_bounds__(32 * kWarps) dkv_kernel(int N, int H, int KV, 
         multiply_nn(dk, a, s.q[now], lane);
     }
     bf16* to = dqkv + (int64_t{tile.k0} + warp * 16) * width;
-    store_rows(dk, s.k, warp, to + (H + kv_head) * 64, width, count - warp * 16, lane);
-    store_rows(dv, s.v, warp, to + (H + KV + kv_head) * 64, width, count - warp * 16, lane);
+    store_rows(dk, s.q[steps % 2], warp, to + (H + kv_head) * 64, width, count - warp * 16, lane);
+    store_rows(dv, s.d_o[steps % 2], warp, to + (H + KV + kv_head) * 64, width, count - warp * 16, lane);
 }
 
 // One warp a (row, head); a lane owns channels lane and lane + 32.
@@ -261,7 +269,7 @@ void attention_backward(Stream stream, int N, int query_tiles, int key_tiles, He
     const unsigned H = static_cast<unsigned>(heads.H), KV = static_cast<unsigned>(heads.KV);
     auto* stats = reinterpret_cast<float2*>(scratch);
     launch_delta(stream, N, heads.H, o, d_o, lse, stats);
-    constexpr int kQueryBytes = 6 * sizeof(Tile), kKeyBytes = sizeof(KeyShared);
+    constexpr int kQueryBytes = sizeof(QueryShared), kKeyBytes = sizeof(KeyShared);
     ALLOW_SHARED(dq_kernel, kQueryBytes);
     LAUNCH(dq_kernel, dim3(static_cast<unsigned>(query_tiles), H), dim3(32 * kWarps), kQueryBytes, stream, N, heads.H,
            heads.KV, query_tile, qkv, d_o, stats, dqkv);

@@ -30,7 +30,6 @@ constexpr Bound kBounds[] = {
     {"rmsnorm_kernel<16", 128},
     // 16 warps a block.
     {"softmax_xent_kernel", 128},
-    {"sample_kernel", 128},
 };
 int most_registers(const std::string& kernel) {
     for (const Bound& b : kBounds)
