@@ -57,7 +57,9 @@ double cosine(const std::vector<float>& a, const std::vector<float>& b) {
 // Every number of two objects with the same keys, but for times, speeds and memory.
 void check_close(const Json& a, const Json& b, double tolerance) {
     REQUIRE(a.size() == b.size());
-    for (const auto& [key, value] : b.items()) {
+    for (const auto& item : b.items()) {
+        const std::string key = item.key();
+        const Json& value = item.value();
         if (!value.is_number() || key == "seconds" || key == "tokens_per_second" || key == "peak_bytes" ||
             key == "gemm_share")
             continue;
@@ -180,7 +182,7 @@ TEST_CASE("--tune: every product's algorithm is chosen once, kept with the run, 
     const std::string file = place.dir / "tuned/tuning.json", text = io::read_file(file, 1 << 20);
     const Json tuning = Json::parse(text);
     CHECK(tuning.at("products").size() > 20);
-    for (const auto& [shape, choice] : tuning.at("products").items()) CHECK_MESSAGE(choice == "second", shape);
+    for (const auto& item : tuning.at("products").items()) CHECK_MESSAGE(item.value() == "second", item.key());
 
     // Going on takes the choices from the file, whatever would be the fastest today, and keeps them.
     std::string other = text;
