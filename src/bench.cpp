@@ -14,6 +14,9 @@
 #include "kernels/cpu/onednn.h"
 #include "model/bench_operations.h"
 #include "model/devices.h"
+#include "src/config.h"
+#include "src/host_memory.h"
+#include "src/train_plan.h"
 
 namespace orpo {
 
@@ -188,6 +191,30 @@ EngineOptions training_options(const BenchFlags& flags, const std::vector<MicroB
         options.sizes.heads = std::max(options.sizes.heads, static_cast<int>(mb.heads.size()));
     }
     options.sizes.max_positions = longest_sequence(flags);
+    return options;
+}
+
+EngineOptions plan_gpu(BenchFlags& flags, const BenchSubject& subject, const DeviceOptions& device) {
+    TrainConfig config;
+    config.device = device.device, config.dtype = device.dtype;
+    config.lora_rank = flags.rank, config.lora_alpha = 2 * flags.rank;
+    config.micro_batch_tokens = flags.micro_tokens;
+    if (!flags.memory_limit.empty()) {
+        config.memory_limit = parse_bytes(flags.memory_limit);
+        if (config.memory_limit <= 0)
+            throw Error(Exit::kUsage, "--memory-limit " + flags.memory_limit + ": a size such as 20GB or 22.5GiB");
+    }
+    const auto sizes = [&](int64_t budget) {
+        BenchFlags tried = flags;
+        tried.micro_tokens = static_cast<int>(budget);
+        const auto o = training_options(flags, made_up_batches(tried, subject.config, device.device)).sizes;
+        return PlanSizes{o.tokens, o.max_positions};
+    };
+    const TrainPlan plan = choose_plan(config, subject.config, longest_pair(flags), sizes,
+                                       {resident_bytes(), device_bytes(device.device)});
+    flags.micro_tokens = plan.max_tokens;
+    EngineOptions options = plan.engine;
+    options.planning = false;
     return options;
 }
 

@@ -21,6 +21,7 @@ struct BenchFlags {
     std::string model, dtype = "auto";
     int prompt_tokens = 256, response_tokens = 256, pairs = 1, steps = 5, rank = 16, micro_tokens = 0;
     std::string lengths;     // a file of "prompt chosen rejected" token counts, one pair a line; "": equal ones
+    std::string memory_limit;  // bench train, of a GPU's memory; "": the whole card
     int gemm_size = 0;       // 0: 8192 on a GPU, 2048 on a CPU
     int64_t copy_bytes = 0;  // 0: 1 GiB on a GPU, 256 MiB on a CPU
     int repeats = 5;
@@ -43,11 +44,14 @@ BenchSubject open_subject(const std::string& spec);
 // The same with only the first `layers` layers, and made-up weights.
 BenchSubject with_layers(const BenchSubject& subject, int layers);
 
-// flags.pairs pairs of random tokens, packed. max_tokens: of a micro-batch; 0: chosen for the device ("cpu", "cuda:i").
+// flags.pairs pairs of random tokens, packed into micro-batches of flags.micro_tokens; 0: a size that suits the device
+// ("cpu", "cuda:i").
 std::vector<MicroBatch> made_up_batches(const BenchFlags& flags, const ModelConfig& config, const std::string& device);
 // All operations' shapes: the first of these micro-batches.
 BenchShapes bench_shapes(const BenchFlags& flags, const ModelConfig& config, const std::string& device);
 
+// flags.micro_tokens and what is kept for backward, as training on this GPU would choose them (src/train_plan.h).
+EngineOptions plan_gpu(BenchFlags& flags, const BenchSubject& subject, const DeviceOptions& device);
 EngineOptions training_options(const BenchFlags& flags, const std::vector<MicroBatch>& batches);
 // Adapters away from zero, so that no product is with zeros.
 void start_adapters(Engine& engine);

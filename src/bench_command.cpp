@@ -16,6 +16,8 @@ void add_bench_command(Commands& commands) {
                                "  orpo bench train --pairs 8\n  orpo bench train --model 1.7B --device cuda\n",
                                [train](Call& call) { return bench_train(*train, call); });
     train->add_model(t), train->add_pairs(t), train->add_ceilings(t);
+    t.add_option("--memory-limit", train->memory_limit, "most GPU memory that the step's arrays may take: 22.5GiB")
+        ->type_name("SIZE");
     t.add_option("--steps", train->steps, "steps that are timed")->check(CLI::Range(1, 1000));
 
     const auto kernels = flags();

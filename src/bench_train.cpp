@@ -137,13 +137,16 @@ double base_loss(Engine& engine, const std::vector<MicroBatch>& batches) {
 
 }  // namespace
 
-Exit bench_train(const BenchFlags& flags, Call& call) {
+Exit bench_train(const BenchFlags& given, Call& call) {
+    BenchFlags flags = given;
     const DeviceOptions device = bench_device(flags, call);
     const bool gpu = device.device != "cpu";
     const auto start = std::chrono::steady_clock::now();
     const BenchSubject subject = open_subject(flags.model);
+    EngineOptions options;
+    if (gpu) options = plan_gpu(flags, subject, device);
     const std::vector<MicroBatch> batches = made_up_batches(flags, subject.config, device.device);
-    const EngineOptions options = training_options(flags, batches);
+    if (!gpu) options = training_options(flags, batches);
     std::unique_ptr<Engine> engine = make_engine(device, subject.config, subject.weights.get(), options);
     const double load_seconds = seconds_since(start);
     const double first_loss = base_loss(*engine, batches);
@@ -179,6 +182,7 @@ Exit bench_train(const BenchFlags& flags, Call& call) {
                                            {"useful_flops_per_pair", flops / flags.pairs},
                                            {"gemm_ceiling_flops", ceiling},
                                            {"gemm_share", flops / best / ceiling},
+                                           {"micro_batch_tokens", options.sizes.tokens},
                                            {"peak_bytes", peak},
                                            {"planned_bytes", planned},
                                            {"load_seconds", load_seconds},

@@ -66,7 +66,7 @@ class Device {
         return static_cast<unsigned char*>(allocation) + offset;
     }
     // An allocation that is one array.
-    void* array(int64_t bytes) { return part(allocate(bytes), 0, bytes); }
+    void* array(int64_t bytes) { return part(allocate((bytes + 255) / 256 * 256), 0, bytes); }
     // In stream order. `host` may be used again when copy_in returns; copy_out waits for the bytes.
     virtual void copy_in(void* to, const void* host, int64_t bytes) = 0;
     virtual void copy_out(const void* from, void* host, int64_t bytes) = 0;
