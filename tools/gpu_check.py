@@ -296,7 +296,7 @@ def peers(c, shape, kind, pairs):
     out = os.path.join(c.work, "peers.json")
     words = ["--tiny", "--device", "cpu"] if c.args.rehearse else ["--device", "cuda", "--shape", shape, "--pairs", str(pairs)]
     c.run([sys.executable, os.path.join(HERE, "bench_gpu_peers.py"), "--orpo", c.program("orpo"), "--lengths",
-           "12/8" if c.args.rehearse else kind, "--json", out, "--seconds", str(int(min(c.left() - 15, 400))), *words],
+           "12/8" if c.args.rehearse else kind, "--json", out, "--seconds", str(int(min(c.left() - 45, 360))), *words],
           420)
     with open(out) as f:
         rows = json.load(f)
