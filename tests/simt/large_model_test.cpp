@@ -218,5 +218,5 @@ TEST_CASE("the real 135M: one optimizer step on one short pair equals the CPU's"
             }
         }
     MESSAGE("worst tensor ", worst);
-    CHECK(worst >= 0.95);  // 0.98 is for a batch; one short pair has tensors whose gradient is mostly rounding
+    CHECK(worst >= 0.95);  // 0.971 was seen, for one short pair; not shown for a batch
 }
