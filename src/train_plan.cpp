@@ -154,7 +154,8 @@ TrainPlan choose_gpu_plan(TrainConfig& c, Planner planner, int64_t longest,
         if (rows > 0) planner.fits(keep, {rows, full.positions});
         plan.modes.push_back({keep, rows, rows > 0 ? plan.peak_bytes() : 0});
     }
-    for (const int64_t enough : {std::min<int64_t>(4096, full.rows), std::min<int64_t>(2048, full.rows), least})
+    // Products of 2,048 rows run near their full rate: beyond that a product made twice costs more than rows gain.
+    for (const int64_t enough : {std::min<int64_t>(2048, full.rows), least})
         for (const TrainPlan::Mode& mode : plan.modes) {
             if (mode.most_tokens < std::max(enough, mode.keep == Keep::kAll ? full.rows : 0)) continue;
             // Whole multiples of 64, as the kernels' tiles are; all that was asked for where it fits.
