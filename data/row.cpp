@@ -2,6 +2,8 @@
 
 #include <simdjson.h>
 
+#include <map>
+
 #include "data/json_fault.h"
 
 namespace orpo {
@@ -34,22 +36,20 @@ class Members {
   public:
     Members(simdjson::dom::object object, const std::string& where) {
         for (const auto member : object) {
-            for (const auto& [name, value] : members_)
-                if (name == member.key)
-                    throw RowFault(where, "the key \"" + std::string(name) + "\" is given twice; keep one");
-            members_.emplace_back(member.key, member.value);
+            if (!values_.emplace(member.key, member.value).second)
+                throw RowFault(where,
+                               "the key \"" + std::string(member.key.substr(0, 100)) + "\" is given twice; keep one");
         }
     }
     // Null when it is missing or JSON null.
     const element* find(std::string_view name) const {
-        for (const auto& [key, value] : members_)
-            if (key == name) return value.is_null() ? nullptr : &value;
-        return nullptr;
+        const auto found = values_.find(name);
+        return found == values_.end() || found->second.is_null() ? nullptr : &found->second;
     }
-    const std::vector<std::pair<std::string_view, element>>& all() const { return members_; }
+    const std::map<std::string_view, element>& all() const { return values_; }
 
   private:
-    std::vector<std::pair<std::string_view, element>> members_;
+    std::map<std::string_view, element> values_;
 };
 
 std::string role_of(const std::string& role, const std::string& where) {

@@ -39,6 +39,8 @@ void refuse_other_formats(std::string_view bytes, const std::string& name) {
         refuse(name, "this is an Arrow file; convert it with datasets: Dataset.from_file('" + name +
                          "').to_json('data.jsonl')." + jsonl);
     if (starts("GGUF")) refuse(name, "this is a GGUF model, not preference data; models go after --model");
+    if (starts(std::string_view("\xff\xfe\0\0", 4)) || starts(std::string_view("\0\0\xfe\xff", 4)))
+        refuse(name, "this is UTF-32 text; convert it: iconv -f UTF-32 -t UTF-8 " + name + " > data.jsonl");
     if (starts("\xff\xfe") || starts("\xfe\xff"))
         refuse(name, "this is UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8 " + name + " > data.jsonl");
     if (bytes.substr(0, 8192).find('\0') != std::string_view::npos)

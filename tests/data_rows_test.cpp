@@ -1,8 +1,10 @@
 // Files and rows: every shape, and every way to be wrong, with its place and remedy.
 #include <algorithm>
+#include <chrono>
 
 #include "base/hash.h"
 #include "base/io.h"
+#include "model/utf8.h"
 #include "tests/data_test.h"
 #include "tests/temp_dir.h"
 
@@ -111,6 +113,7 @@ TEST_CASE("files that are something else") {
     CHECK(contains(fault("\x28\xb5\x2f\xfd..."), "zstdcat"));
     CHECK(contains(fault("GGUF\x03"), "--model"));
     CHECK(contains(fault("\xff\xfe{"), "iconv"));
+    CHECK(contains(fault(std::string("\xff\xfe\0\0{", 5)), "iconv -f UTF-32"));
     CHECK(contains(fault(std::string("ab\0cd", 5)), "binary"));
     CHECK(contains(fault("[]"), "array is empty"));
     CHECK(contains(fault("[" + kRow), "no end"));
@@ -161,6 +164,33 @@ TEST_CASE("bad rows name file, line, field and remedy") {
     options = chat();
     options.special = SpecialText::kError;
     CHECK(contains(fault(R"({"prompt":"Q","chosen":"a<|im_end|>b","rejected":"b"})", options), "--special literal"));
+}
+
+TEST_CASE("numbers that do not fit are named with their place") {
+    const auto score = [](const std::string& n) {
+        return fault(R"({"prompt":"Q","chosen":"a","rejected":"b","n":)" + n + "}");
+    };
+    CHECK(contains(score("1e999"), "a number that is too large"));
+    const std::string digits = "123456789012345678901234567890";
+    CHECK(contains(score(digits), "d.jsonl:1:47: invalid JSON: the integer " + digits + " has more than 64 bits"));
+    CHECK(score(std::string(100000, '7')).size() < 600);
+}
+
+TEST_CASE("a broken row of 20 MB, and one of 100,000 columns, are told in a few words and soon") {
+    const std::string open = R"({"prompt":"Q","chosen":")" + std::string(20 << 20, 'x');
+    const std::string message = fault(kRow + "\n" + open);
+    CHECK(contains(message, "d.jsonl:2:20971545: invalid JSON: invalid string: missing closing quote"));
+    CHECK(message.size() < 600);
+    CHECK(find_invalid_utf8(fault(R"({"prompt":"Q","chosen":"a)" + [] {
+              std::string text;
+              for (int i = 0; i < 1000; ++i) text += "\xe2\x82\xac";
+              return text;
+          }())) == std::string_view::npos);
+    std::string wide = "{";
+    for (int i = 0; i < 100000; ++i) wide += "\"column " + std::to_string(i) + "\":1,";
+    const auto start = std::chrono::steady_clock::now();
+    CHECK(parse(wide + kRow.substr(1)).pairs.size() == 1);
+    CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(10));
 }
 
 TEST_CASE("bad rows are skipped and counted on request") {
