@@ -5,6 +5,11 @@ non-zero), on the rows of tests/golden/trl/*.jsonl, in file order. Kept: every s
 learning rate; of the adapter: its change's norm per tensor, and fixed projections of the whole change.
 parity_test.cpp repeats the runs with orpo.
 
+Cases named -double are the same runs with everything in double precision. torch's fp32 log-softmax on a CPU adds a
+row's exponentials one after another in as many partial sums as a vector has lanes, and terms below half a unit in the
+last place of such a sum are lost: on this model its log-probabilities, those of TRL's NLL, are 1e-5 too high
+everywhere. The double runs are free of that, so they can be followed more closely.
+
     python3 tools/make_trl_golden.py [CASE ...]        (trl 1.16, peft 0.21, transformers 5.23, torch 2.15)
 """
 
@@ -38,6 +43,8 @@ CASES = {
     "wide": dict(rows="implicit", batch=4, lr=8e-4, beta=0.25, schedule="inverse-sqrt", warmup=5, r=8, alpha=8,
                  weight_decay=0.1, max_length=128, clip=0.5),
 }
+for of in ("plain", "single"):
+    CASES[of + "-double"] = dict(CASES[of], double=True)
 HF_SCHEDULE = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup", "inverse-sqrt": "inverse_sqrt"}
 
 
@@ -94,6 +101,8 @@ class Recorder(ORPOTrainer):
 def run(name, case):
     torch.manual_seed(0)
     model, tokenizer = reference_model.load()
+    if case.get("double"):
+        model = model.double()
     targets = case.get("targets", LINEARS)
     model = get_peft_model(model, LoraConfig(r=case["r"], lora_alpha=case["alpha"], target_modules=targets,
                                              use_rslora=case.get("rslora", False), task_type="CAUSAL_LM"))
@@ -102,7 +111,7 @@ def run(name, case):
         if p.requires_grad:
             key = tensor_key(full)
             start[key] = start_values(key, tuple(p.shape))
-            p.data.copy_(torch.from_numpy(start[key]))
+            p.data = torch.from_numpy(start[key]).to(torch.float64 if case.get("double") else torch.float32)
     rows = [json.loads(line) for line in (HERE / (case["rows"] + ".jsonl")).read_text().splitlines()]
     steps = 20
     needed = steps * case["batch"]
