@@ -1,5 +1,6 @@
 #include "model/orpo_loss.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -28,6 +29,21 @@ Measure mean(std::span<const PairRecord> records, Value value) {
     return ratio(records, value, [](const PairRecord&) { return 1.0; });
 }
 
+// Both answers have the same tokens behind the shared prompt, and the same ones of them are scored.
+bool equal_answers(const MicroBatch& mb, const PairSpan& span) {
+    const auto ids = mb.ids.begin();
+    if (!std::equal(ids + span.chosen, ids + span.rejected, ids + span.rejected, ids + span.end)) return false;
+    std::vector<std::pair<int32_t, int32_t>> odds[2];  // (target, place in the answer), of both answers
+    for (int i = span.first_head; i < span.first_head + span.heads; ++i) {
+        const HeadRow& row = mb.heads[i];
+        if (row.part == Part::kPrompt || !row.in_odds) continue;
+        const bool rejected = row.part == Part::kRejected;
+        const int32_t begin = rejected ? span.rejected : span.chosen;
+        odds[rejected].emplace_back(row.target, row.row < span.chosen ? -1 : row.row - begin);
+    }
+    return !odds[0].empty() && odds[0] == odds[1];
+}
+
 Measure scaled(Measure m, double factor) { return {m.value * factor, m.se * factor}; }
 
 }  // namespace
@@ -46,6 +62,7 @@ std::vector<PairRecord> pair_records(const MicroBatch& mb, std::span<const doubl
         r.line = span.line, r.slot = span.slot, r.pair_in_batch = span.pair_in_batch;
         r.tokens = span.end - span.begin;
         r.odds_weight = span.odds_weight;
+        r.equal = equal_answers(mb, span);
         r.loss = orpo_pair(span, mb.heads.data() + span.first_head, logp.data() + span.first_head);
         for (int i = span.first_head; i < span.first_head + span.heads; ++i) {
             const HeadRow& row = mb.heads[i];
@@ -82,8 +99,8 @@ Metrics summarise(std::span<const PairRecord> records, double beta) {
     m.logps_chosen = mean(records, [](R r) { return r.loss.x; });
     m.logps_rejected = mean(records, [](R r) { return r.loss.y; });
     m.margin = mean(records, [](R r) { return r.loss.x - r.loss.y; });
-    m.pref_acc = m.rewards_accuracies = mean(records, [](R r) { return r.loss.x > r.loss.y ? 1.0 : 0.0; });
-    m.sum_logp_acc = mean(records, [](R r) { return r.chosen_logp > r.rejected_logp ? 1.0 : 0.0; });
+    m.pref_acc = m.rewards_accuracies = mean(records, [](R r) { return !r.equal && r.loss.x > r.loss.y ? 1.0 : 0.0; });
+    m.sum_logp_acc = mean(records, [](R r) { return !r.equal && r.chosen_logp > r.rejected_logp ? 1.0 : 0.0; });
     m.rewards_chosen = scaled(m.logps_chosen, beta);
     m.rewards_rejected = scaled(m.logps_rejected, beta);
     m.rewards_margins = scaled(m.margin, beta);

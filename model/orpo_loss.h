@@ -22,6 +22,7 @@ struct PairRecord {
     PairLoss loss;
     double nll_weight = 0;      // sum of its rows' weights: 1 over a whole optimizer batch
     double odds_weight = 0;     // beta / pairs
+    bool equal = false;         // both answers are the same tokens: neither is the likelier, whatever rounding says
     double pref_share_sum = 0;  // over its chosen response rows: w_odds / (w_odds + w_nll)
 
     bool finite() const;
@@ -45,7 +46,7 @@ struct Metrics {
     Measure rewards_chosen, rewards_rejected, rewards_margins, rewards_accuracies;
     // Beta-free.
     Measure nll_chosen;    // per chosen response token
-    Measure pref_acc;      // share of pairs with x > y
+    Measure pref_acc;      // share of pairs with x > y; equal answers do not count as right
     Measure log_odds;      // mean z
     Measure or_loss;       // mean softplus(-z)
     Measure margin;        // mean of x - y, nats per token

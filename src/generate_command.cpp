@@ -52,7 +52,7 @@ Prompt parse_prompt(std::string_view text, const std::string& where) {
     Json json;
     try {
         json = Json::parse(text);
-    } catch (const Json::parse_error& e) {
+    } catch (const Json::exception& e) {  // a number that is too large is no parse_error
         const JsonFault fault = find_json_fault(text, e.what());
         refuse(fmt::format("{}:{}", where, fault.offset + 1), "not valid JSON: " + fault.why);
     }

@@ -96,6 +96,8 @@ nlohmann::json read_json_config(const std::string& path) {
         throw Error(Exit::kUsage,
                     path + ":" + std::to_string(line) +
                         ": not valid JSON (// comments are allowed, trailing commas are not): " + e.what());
+    } catch (const nlohmann::json::out_of_range&) {
+        throw Error(Exit::kUsage, path + ": holds a number that is too large for a double, such as 1e999");
     }
     if (!json.is_object())
         throw Error(Exit::kUsage, path + ": a configuration is one JSON object, {\"lr\": 0.001, ...}");

@@ -212,6 +212,8 @@ TEST_CASE("flags win over the environment, the environment over --config, that o
                   {"e.json", "lora-rank"});
     place.refused({"train", "--print-config", "--config", place.file("f.json", "{\"lr\": 1,\n \"lr\": 2}")}, 2,
                   {"f.json", "twice"});
+    place.refused({"train", "--print-config", "--config", place.file("h.json", R"({"lr": 1e999})")}, 2,
+                  {"h.json", "too large"});
     place.refused({"train", "--print-config", "--config", place.file("g.json", "{\n\"lr\": 1,\n}")}, 2,
                   {"g.json:3", "JSON"});
     place.refused({"train", "--print-config", "--config", place.file("h.json", R"({"lr": -1})")}, 2,
