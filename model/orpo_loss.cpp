@@ -62,7 +62,6 @@ std::vector<PairRecord> pair_records(const MicroBatch& mb, std::span<const doubl
         r.line = span.line, r.slot = span.slot, r.pair_in_batch = span.pair_in_batch;
         r.tokens = span.end - span.begin;
         r.odds_weight = span.odds_weight;
-        r.equal = equal_answers(mb, span);
         r.loss = orpo_pair(span, mb.heads.data() + span.first_head, logp.data() + span.first_head);
         for (int i = span.first_head; i < span.first_head + span.heads; ++i) {
             const HeadRow& row = mb.heads[i];
@@ -74,6 +73,8 @@ std::vector<PairRecord> pair_records(const MicroBatch& mb, std::span<const doubl
             const double whole = r.loss.odds_chosen + row.nll_weight;
             if (whole > 0) r.pref_share_sum += r.loss.odds_chosen / whole;
         }
+        // Neither of two equal answers is the likelier one, whatever rounding says.
+        if (equal_answers(mb, span)) r.loss.y = r.loss.x, r.rejected_logp = r.chosen_logp;
     }
     return records;
 }
@@ -99,8 +100,8 @@ Metrics summarise(std::span<const PairRecord> records, double beta) {
     m.logps_chosen = mean(records, [](R r) { return r.loss.x; });
     m.logps_rejected = mean(records, [](R r) { return r.loss.y; });
     m.margin = mean(records, [](R r) { return r.loss.x - r.loss.y; });
-    m.pref_acc = m.rewards_accuracies = mean(records, [](R r) { return !r.equal && r.loss.x > r.loss.y ? 1.0 : 0.0; });
-    m.sum_logp_acc = mean(records, [](R r) { return !r.equal && r.chosen_logp > r.rejected_logp ? 1.0 : 0.0; });
+    m.pref_acc = m.rewards_accuracies = mean(records, [](R r) { return r.loss.x > r.loss.y ? 1.0 : 0.0; });
+    m.sum_logp_acc = mean(records, [](R r) { return r.chosen_logp > r.rejected_logp ? 1.0 : 0.0; });
     m.rewards_chosen = scaled(m.logps_chosen, beta);
     m.rewards_rejected = scaled(m.logps_rejected, beta);
     m.rewards_margins = scaled(m.margin, beta);

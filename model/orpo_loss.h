@@ -22,7 +22,6 @@ struct PairRecord {
     PairLoss loss;
     double nll_weight = 0;      // sum of its rows' weights: 1 over a whole optimizer batch
     double odds_weight = 0;     // beta / pairs
-    bool equal = false;         // both answers are the same tokens: neither is the likelier, whatever rounding says
     double pref_share_sum = 0;  // over its chosen response rows: w_odds / (w_odds + w_nll)
 
     bool finite() const;

@@ -39,8 +39,7 @@ Change change(const char* name, bool lower_is_better, std::span<const PairScore>
 std::vector<PairScore> pair_scores(std::span<const PairRecord> records) {
     std::vector<PairScore> scores;
     for (const PairRecord& r : records)
-        scores.push_back({r.loss.x, r.equal ? r.loss.x : r.loss.y, r.chosen_logp,
-                          r.equal ? r.chosen_logp : r.rejected_logp, static_cast<double>(r.chosen_tokens)});
+        scores.push_back({r.loss.x, r.loss.y, r.chosen_logp, r.rejected_logp, static_cast<double>(r.chosen_tokens)});
     return scores;
 }
 

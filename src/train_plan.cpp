@@ -131,11 +131,11 @@ TrainPlan choose_cpu_plan(TrainConfig& c, Planner planner, int64_t longest,
         }
     const auto peak = human_bytes(static_cast<double>(plan.peak_bytes()));
     if (c.memory_limit > 0 && c.memory_limit < available)
-        throw Error(Exit::kMemory, fmt::format("training needs {}, even with {} tokens at once and everything "
-                                               "recomputed. Raise --memory-limit ({} now), lower --max-length ({} now), "
-                                               "or take a smaller model",
-                                               peak, plan.max_tokens, human_bytes(static_cast<double>(c.memory_limit)),
-                                               c.max_length));
+        throw Error(Exit::kMemory,
+                    fmt::format("training needs {}, even with {} tokens at once and everything "
+                                "recomputed. Raise --memory-limit ({} now), lower --max-length ({} now), "
+                                "or take a smaller model",
+                                peak, plan.max_tokens, human_bytes(static_cast<double>(c.memory_limit)), c.max_length));
     throw Error(Exit::kMemory,
                 fmt::format("training needs {} and {} are free, even with {} tokens at once and everything recomputed. "
                             "Lower --max-length ({} now), or take a smaller model",
@@ -154,7 +154,8 @@ TrainPlan choose_gpu_plan(TrainConfig& c, Planner planner, int64_t longest,
         if (rows > 0) planner.fits(keep, {rows, full.positions});
         plan.modes.push_back({keep, rows, rows > 0 ? plan.peak_bytes() : 0});
     }
-    // Products of 2,048 rows run near their full rate: beyond that a product made twice costs more than rows gain.
+    // Products of 2,048 rows should run near their full rate, so that beyond it one made twice costs more than rows
+    // gain.
     for (const int64_t enough : {std::min<int64_t>(2048, full.rows), least})
         for (const TrainPlan::Mode& mode : plan.modes) {
             if (mode.most_tokens < std::max(enough, mode.keep == Keep::kAll ? full.rows : 0)) continue;

@@ -80,15 +80,17 @@ TEST_CASE("of equal answers none is the likelier one, however rounding has it") 
     for (size_t i = 0; i < s.logp.size(); ++i)  // the first pair's chosen answer ahead by rounding, the second's truly
         s.logp[i] = s.mb.heads[i].part == Part::kRejected ? -2 - (s.mb.heads[i].pair == 0 ? 1e-7 : 1) : -2;
     const auto records = pair_records(s.mb, s.logp);
-    CHECK(records[0].equal);
-    CHECK(!records[1].equal);
+    CHECK(records[0].loss.x == records[0].loss.y);
+    CHECK(records[0].chosen_logp == records[0].rejected_logp);
+    CHECK(records[1].loss.x > records[1].loss.y);
     const Metrics m = summarise(records, 0.1);
     CHECK(m.rewards_accuracies.value == 0.5);
     CHECK(m.pref_acc.value == 0.5);
     CHECK(m.sum_logp_acc.value == 0.5);
     pairs[0].chosen_tail = 1;  // its first token belongs to the prompt here: not the same answer
     const Scored tail = score(pairs, {Semantics::kTrl, NllScope::kFull}, 0.1);
-    CHECK(!pair_records(tail.mb, tail.logp)[0].equal);
+    const auto other = pair_records(tail.mb, tail.logp);
+    CHECK(std::abs(other[0].loss.x - other[0].loss.y) > 1e-3);
 }
 
 TEST_CASE("golden numbers of TRL's own functions") {
