@@ -91,6 +91,7 @@ static inline V first_lanes(V x, int n) {
 }
 
 static void attention_bf16(const AttentionShare& s, float* scratch) {
+    const Tiles tiles{};
     const Columns cols{s.keys0, padded(s.keys0), s.first, s.rows};
     float* const a = scratch;
     float* const scores = scratch + kABlock;
@@ -142,6 +143,7 @@ static void pack_turned_pairs(int rows, int HS, const float* x, int64_t ld, floa
 
 // A whole segment: s.first = 0, s.rows = its rows, s.q, o, lse, d_o, dq at its first row; dk and dv are written.
 static void attention_backward_bf16(const AttentionShare& whole, float* scratch) {
+    const Tiles tiles{};
     const int HS = whole.HS, prompt = padded(whole.keys0), columns = prompt + padded(whole.total1);
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(HS));
     const int blocks = score_blocks(columns);

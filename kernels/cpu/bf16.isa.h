@@ -5,6 +5,27 @@
 //
 // Each element of C is again one chain over k: pairs (AVX512-BF16) or steps of 32 (AMX, whose own order within a step
 // is fixed), independent of threads, rows and blocks.
+#if defined(ORPO_AMX)
+// Tiles: 0-3 C (2 x 2 blocks of 16 x 16 fp32), 4-5 A (16 rows x 32 bf16), 6-7 B (16 pairs x 16 columns).
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// The tiles' shapes, set for as long as this lives: whoever calls panel_pairs holds one.
+struct Tiles {
+    Tiles() {
+        const TileConfig config;
+        _tile_loadconfig(&config);
+    }
+    ~Tiles() { _tile_release(); }
+    Tiles(const Tiles&) = delete;
+};
+#else
+struct [[maybe_unused]] Tiles {};
+#endif
+
 #if defined(__AVX512BF16__)
 
 static inline int pairs_of(int K) { return (K + 31) / 32 * 16; }
@@ -60,18 +81,12 @@ static void pack_b_columns_pairs(int n, int K, const float* B, int64_t ldb, floa
 }
 
 #if defined(ORPO_AMX)
-// Tiles: 0-3 C (2 x 2 blocks of 16 x 16 fp32), 4-5 A (16 rows x 32 bf16), 6-7 B (16 pairs x 16 columns).
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
 // 32 x (16 kTilesN) of C; A: kALd apart, 32 rows readable. The barriers: GCC's tile loads and stores do not tell the
-// compiler that they touch memory.
+// compiler that they touch memory. next_c: the block of C that will be written next, `next_rows` rows of it at
+// distance ldc: its lines are asked for while this block is being multiplied, for a store that misses waits for memory.
 template <int kTilesN>
 static inline void amx_block(int pairs, const float* A, const float* B, int64_t ldb, float* C, int64_t ldc,
-                             bool accumulate) {
+                             bool accumulate, const float* next_c, int next_rows) {
     const int64_t a_step = kALd * 4, b_step = ldb * 4, c_step = ldc * 4;
     __asm__ volatile("" ::: "memory");
     if (accumulate) {
@@ -87,7 +102,12 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
         _tile_zero(2);
         _tile_zero(3);
     }
+    int asked = 0;
     for (int p = 0; p < pairs; p += 16) {
+        for (const int until = asked + 2; asked < until && asked < next_rows; ++asked) {
+            __builtin_prefetch(next_c + asked * ldc, 1);
+            if (kTilesN == 2) __builtin_prefetch(next_c + asked * ldc + 16, 1);
+        }
         _tile_loadd(6, B + p * ldb, b_step);
         _tile_loadd(4, A + p, a_step);
         _tile_loadd(5, A + 16 * kALd + p, a_step);
@@ -111,28 +131,26 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
 // As panel<false, true>; A must have 31 readable rows behind its last one.
 [[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, const float* B, int64_t ldb, float* C,
                                           int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
-    const TileConfig config;
-    _tile_loadconfig(&config);
     const int width = n <= 16 ? 16 : 32;
     alignas(64) float edge[32 * 32];
     for (int m = 0; m < M; m += 32) {
         const int rows = M - m < 32 ? M - m : 32;
-        if (ahead.from) ahead.fetch(m / 32, (M + 31) / 32);
+                if (ahead.from) ahead.fetch(m / 32, (M + 31) / 32);
         const bool whole = rows == 32 && n == width;
         float* c = whole ? C + m * ldc : edge;
         const int64_t ld = whole ? ldc : 32;
+        const int next_rows = !whole ? 0 : M - m - 32 < 32 ? M - m - 32 : 32;
         if (!whole && accumulate)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) edge[i * 32 + j] = C[(m + i) * ldc + j];
         if (width == 16)
-            amx_block<1>(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate);
+            amx_block<1>(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
         else
-            amx_block<2>(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate);
+            amx_block<2>(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
         if (!whole)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) C[(m + i) * ldc + j] = edge[i * 32 + j];
     }
-    _tile_release();
 }
 #else
 static void panel_pairs(int M, int pairs, const float* A, const float* B, int64_t ldb, float* C, int64_t ldc, int n,
@@ -188,6 +206,7 @@ static void unpack_weight_row_bf16(int64_t N, int K, const float* packed, int64_
 
 // As gemm(); kPacked and kPackedTurned: g.B is packed for the direction that is asked for (for kPackedTurned: W^T).
 static void gemm_bf16(const GemmShare& g, float* scratch) {
+    const Tiles tiles{};
     float* const a = scratch;
     float* const b = a + int64_t{kMC + 32} * kALd;
     float* const temp = b + int64_t{kKC} * kNR;
@@ -236,6 +255,7 @@ static int64_t tokens_scratch_bf16(int M, int N) {
 }
 static void gemm_tokens_bf16(int M, int N, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
                              int64_t ldc, bool turned, float* scratch) {
+    const Tiles tiles{};
     float* const a = scratch;
     float* const b = a + int64_t{M + 32} * kALd;
     float* c = C;

@@ -44,6 +44,7 @@ static float largest(int count, const float* z) {
 // kPairs: the operands of both products are bf16 pairs (bf16.isa.h), and W is packed for each of them.
 template <bool kPairs>
 static void head(const HeadShare& s, float* scratch) {
+    const Tiles tiles{};
     constexpr int kRowsHeld = kMC + 32;
     const int C = s.C, units = kPairs ? (C + 31) / 32 * 16 : C;  // elements of a packed row
     const int64_t units_V = kPairs ? (s.V + 31) / 32 * 16 : s.V;
