@@ -13,12 +13,15 @@ static constexpr int64_t kTurned = int64_t{256 + 32} * kALd;    // and of one wi
 static int64_t attention_packed_bf16(int keys, int HS, bool backward) {
     return int64_t{padded(keys)} * (backward ? 2 : 1) * (pairs_of(HS) + HS / 2);
 }
+// Rows of `columns` floats lie one cache line further apart: columns are often a power of two, whose lines would share
+// few sets of the cache.
+static inline int64_t row_distance(int columns) { return int64_t{columns} + 16; }
 static inline int score_blocks(int columns) { return (columns + kKC - 1) / kKC; }
 static int64_t attention_scratch_bf16(int keys, int HS) {
     const int columns = padded(keys) + 2 * kNR;
     // Q and dO as rows and as columns; scores, dP and the pairs of P or dS; P and dS in pairs of rows; dk, dv turned.
-    return 2 * kABlock + 2 * kTurned + 3 * score_blocks(columns) * kABlock + 2 * int64_t{kBQ16 / 2} * columns +
-           2 * int64_t{HS} * columns;
+    return 2 * kABlock + 2 * kTurned + 3 * score_blocks(columns) * kABlock +
+           (kBQ16 + 2 * HS) * row_distance(columns);
 }
 
 static void attention_pack_bf16(int keys, int HS, const float* k, const float* v, int64_t width, bool backward,
@@ -87,7 +90,26 @@ static void weigh_block_bf16(const AttentionShare& s, const Columns& cols, float
 
 // Lanes from `n` on become 0.
 static inline V first_lanes(V x, int n) {
-    return {_mm512_maskz_mov_ps(static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << n) - 1), x.v)};
+    return {_mm512_maskz_mov_ps(static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << (n > 0 ? n : 0)) - 1), x.v)};
+}
+// e^x for x <= 0, to 3e-6: what is rounded to bf16 needs no more. Below -87 it stays e^-87.
+static inline V exp_of_score(V x) {
+    const V bounded = max(set1(-87.0f), x);
+    const V n = round(mul(bounded, set1(1.44269504088896341f)));
+    const V r = fnma(n, set1(0.693147180559945f), bounded);
+    V p = fma(set1(1.0f / 120), r, set1(1.0f / 24));
+    p = fma(p, r, set1(1.0f / 6));
+    p = fma(p, r, set1(0.5f));
+    p = fma(p, r, set1(1.0f));
+    p = fma(p, r, set1(1.0f));
+    return {_mm512_scalef_ps(p.v, n.v)};
+}
+// f(c, n) for every panel of columns of the block: of its kNR columns row r sees the first n.
+template <class F>
+static inline void for_panels(const Columns& cols, int r, const F& f) {
+    const int own = cols.prompt + cols.first + r + 1, end = cols.end();
+    for (int c = 0; c < cols.prompt; c += kNR) f(c, cols.keys0 - c < kNR ? cols.keys0 - c : kNR);
+    for (int c = cols.prompt; c < end; c += kNR) f(c, own - c < kNR ? own - c : kNR);
 }
 
 static void attention_bf16(const AttentionShare& s, float* scratch) {
@@ -100,23 +122,31 @@ static void attention_bf16(const AttentionShare& s, float* scratch) {
     score_block_bf16(s, cols, a, 0, scores);
     float inverse[kBQ16];
     for (int r = 0; r < s.rows; ++r) {
-        V top = set1(-__builtin_inff());
-        for (int c = 0; c < cols.end(); c += 16) {
-            const int n = cols.seen(r, c);
-            if (n > 0)
-                top.v = _mm512_mask_max_ps(top.v, static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << n) - 1), top.v,
-                                           load(block_at(scores, c, 1) + int64_t{r} * kALd).v);
-        }
-        const V m = set1(max_lane(top));
+        const int64_t row = int64_t{r} * kALd;
+        V top0 = set1(-__builtin_inff()), top1 = top0;
+        for_panels(cols, r, [&](int c, int n) {
+            const float* at = block_at(scores, c, 1) + row;
+            if (n == kNR) {
+                top0 = max(top0, load(at)), top1 = max(top1, load(at + 16));
+            } else if (n > 0) {
+                const V low = set1(-__builtin_inff());
+                const unsigned seen = (1u << n) - 1;
+                top0 = max(top0, V{_mm512_mask_mov_ps(low.v, static_cast<__mmask16>(seen), load(at).v)});
+                top1 = max(top1, V{_mm512_mask_mov_ps(low.v, static_cast<__mmask16>(seen >> 16), load(at + 16).v)});
+            }
+        });
+        const V m = set1(max_lane(max(top0, top1)));
         V total = set1(0.0f);
-        for (int c = 0; c < cols.end(); c += 32) {
-            const float* at = block_at(scores, c, 1) + int64_t{r} * kALd;
-            const int n0 = cols.seen(r, c), n1 = cols.seen(r, c + 16);
-            const V e0 = n0 ? first_lanes(exp(sub(load(at), m)), n0) : set1(0.0f);
-            const V e1 = n1 ? first_lanes(exp(sub(load(at + 16), m)), n1) : set1(0.0f);
-            total = add(add(total, e0), e1);
-            store_pairs(block_at(weights, c, 2) + int64_t{r} * kALd, e0, e1);
-        }
+        for_panels(cols, r, [&](int c, int n) {
+            const float* at = block_at(scores, c, 1) + row;
+            V e0 = set1(0.0f), e1 = e0;
+            if (n > 0) {
+                e0 = exp_of_score(sub(load(at), m)), e1 = exp_of_score(sub(load(at + 16), m));
+                if (n < kNR) e0 = first_lanes(e0, n), e1 = first_lanes(e1, n - 16);
+                total = add(total, add(e0, e1));
+            }
+            store_pairs(block_at(weights, c, 2) + row, e0, e1);
+        });
         const float all = sum(total);
         s.lse[r * s.H] = max_lane(m) + __builtin_logf(all);
         inverse[r] = 1.0f / all;
@@ -154,11 +184,12 @@ static void attention_backward_bf16(const AttentionShare& whole, float* scratch)
     float* const scores = d_o_turned + kTurned;
     float* const dp = scores + blocks * kABlock;
     float* const ds = dp + blocks * kABlock;      // pairs over keys
+    const int64_t ld = row_distance(columns);
     float* const p_rows = ds + blocks * kABlock;  // (kBQ16 / 2, columns) pairs of rows
-    float* const ds_rows = p_rows + int64_t{kBQ16 / 2} * columns;
-    float* const dk = ds_rows + int64_t{kBQ16 / 2} * columns;  // (HS, columns)
-    float* const dv = dk + int64_t{HS} * columns;
-    for (int64_t i = 0; i < 2 * int64_t{HS} * columns; i += 16) store(dk + i, set1(0.0f));
+    float* const ds_rows = p_rows + kBQ16 / 2 * ld;
+    float* const dk = ds_rows + kBQ16 / 2 * ld;  // (HS, columns)
+    float* const dv = dk + HS * ld;
+    for (int64_t i = 0; i < 2 * HS * ld; i += 16) store(dk + i, set1(0.0f));
     for (int first = 0; first < whole.rows; first += kBQ16) {
         AttentionShare s = whole;
         s.first = first, s.rows = whole.rows - first < kBQ16 ? whole.rows - first : kBQ16;
@@ -181,41 +212,49 @@ static void attention_backward_bf16(const AttentionShare& whole, float* scratch)
                     dot = fma(load(s.d_o + r * s.o_width + d), load(s.o + r * s.o_width + d), dot);
                 delta[h] = set1(sum(dot)), lse[h] = set1(r < s.rows ? s.lse[r * s.H] : 0.0f);
             }
-            for (int c = 0; c < cols.end(); c += 32) {
+            // Of a panel row 2p sees n keys and row 2p + 1 one more, or as many.
+            const bool second = 2 * p + 1 < s.rows;
+            const auto make = [&](int c, int n0, int n1) {
                 V weight[2][2], d[2][2];  // [row][half]
                 for (int h = 0; h < 2; ++h)
                     for (int j = 0; j < 2; ++j) {
-                        const int r = 2 * p + h, n = r < s.rows ? cols.seen(r, c + 16 * j) : 0;
-                        const int64_t at = int64_t{r} * kALd + 16 * j;
+                        const int64_t at = int64_t{2 * p + h} * kALd + 16 * j;
+                        const int n = (h ? n1 : n0) - 16 * j;
                         weight[h][j] = d[h][j] = set1(0.0f);
-                        if (n == 0) continue;
-                        weight[h][j] = first_lanes(exp(sub(load(block_at(scores, c, 1) + at), lse[h])), n);
-                        d[h][j] = first_lanes(
-                            mul(mul(weight[h][j], sub(load(block_at(dp, c, 1) + at), delta[h])), set1(scale)), n);
+                        if (n <= 0) continue;
+                        weight[h][j] = exp_of_score(sub(load(block_at(scores, c, 1) + at), lse[h]));
+                        if (n < 16) weight[h][j] = first_lanes(weight[h][j], n);
+                        d[h][j] = mul(mul(weight[h][j], set1(scale)), sub(load(block_at(dp, c, 1) + at), delta[h]));
+                        if (n < 16) d[h][j] = first_lanes(d[h][j], n);
                     }
                 for (int j = 0; j < 2; ++j) {
-                    store(p_rows + int64_t{p} * columns + c + 16 * j, pair_up(weight[0][j], weight[1][j]));
-                    store(ds_rows + int64_t{p} * columns + c + 16 * j, pair_up(d[0][j], d[1][j]));
+                    store(p_rows + p * ld + c + 16 * j, pair_up(weight[0][j], weight[1][j]));
+                    store(ds_rows + p * ld + c + 16 * j, pair_up(d[0][j], d[1][j]));
                 }
                 for (int h = 0; h < 2; ++h)
                     store_pairs(block_at(ds, c, 2) + int64_t{2 * p + h} * kALd, d[h][0], d[h][1]);
-            }
+            };
+            const int own = cols.first + 2 * p + 1;
+            for_panels(cols, 2 * p, [&](int c, int n) {
+                if (2 * p >= s.rows) return make(c, 0, 0);
+                make(c, n, !second ? 0 : c < prompt ? n : own + 1 - (c - prompt) < kNR ? own + 1 - (c - prompt) : kNR);
+            });
         }
         weigh_block_bf16(s, cols, ds, 3, s.dq, s.width);
         for (int c = 0; c < cols.end(); c += kNR) {
             const int key = c - prompt, p0 = key > first ? (key - first) / 32 * 16 : 0;  // rows above do not see it
-            panel_pairs(HS, row_pairs - p0, d_o_turned + p0, p_rows + int64_t{p0} * columns + c, columns, dv + c,
-                        columns, kNR, true);
-            panel_pairs(HS, row_pairs - p0, q_turned + p0, ds_rows + int64_t{p0} * columns + c, columns, dk + c,
-                        columns, kNR, true);
+            panel_pairs(HS, row_pairs - p0, d_o_turned + p0, p_rows + p0 * ld + c, static_cast<int>(ld), dv + c, ld,
+                        kNR, true);
+            panel_pairs(HS, row_pairs - p0, q_turned + p0, ds_rows + p0 * ld + c, static_cast<int>(ld), dk + c, ld, kNR,
+                        true);
         }
     }
     for (int d = 0; d < HS; d += 16) {
-        const float *from_k = dk + int64_t{d} * columns, *from_v = dv + int64_t{d} * columns;
-        transpose_strip(16, whole.keys0, from_k, columns, whole.dk0 + d, HS);
-        transpose_strip(16, whole.keys0, from_v, columns, whole.dv0 + d, HS);
-        transpose_strip(16, whole.total1, from_k + prompt, columns, whole.dk1 + d, HS);
-        transpose_strip(16, whole.total1, from_v + prompt, columns, whole.dv1 + d, HS);
+        const float *from_k = dk + d * ld, *from_v = dv + d * ld;
+        transpose_strip(16, whole.keys0, from_k, ld, whole.dk0 + d, HS);
+        transpose_strip(16, whole.keys0, from_v, ld, whole.dv0 + d, HS);
+        transpose_strip(16, whole.total1, from_k + prompt, ld, whole.dk1 + d, HS);
+        transpose_strip(16, whole.total1, from_v + prompt, ld, whole.dv1 + d, HS);
     }
 }
 
