@@ -81,21 +81,19 @@ static void pack_b_columns_pairs(int n, int K, const float* B, int64_t ldb, floa
 }
 
 #if defined(ORPO_AMX)
-// 32 x (16 kTilesN) of C; A: kALd apart, 32 rows readable. The barriers: GCC's tile loads and stores do not tell the
-// compiler that they touch memory. next_c: the block of C that will be written next, `next_rows` rows of it at
+// (16 kTilesM) x (16 kTilesN) of C; A: kALd apart, all rows readable. The barriers: GCC's tile loads and stores do not
+// tell the compiler that they touch memory. next_c: the block of C that will be written next, `next_rows` rows of it at
 // distance ldc: its lines are asked for while this block is being multiplied, for a store that misses waits for memory.
-template <int kTilesN>
+template <int kTilesM, int kTilesN>
 static inline void amx_block(int pairs, const float* A, const float* B, int64_t ldb, float* C, int64_t ldc,
                              bool accumulate, const float* next_c, int next_rows) {
     const int64_t a_step = kALd * 4, b_step = ldb * 4, c_step = ldc * 4;
     __asm__ volatile("" ::: "memory");
     if (accumulate) {
         _tile_loadd(0, C, c_step);
-        _tile_loadd(2, C + 16 * ldc, c_step);
-        if (kTilesN == 2) {
-            _tile_loadd(1, C + 16, c_step);
-            _tile_loadd(3, C + 16 * ldc + 16, c_step);
-        }
+        if (kTilesN == 2) _tile_loadd(1, C + 16, c_step);
+        if (kTilesM == 2) _tile_loadd(2, C + 16 * ldc, c_step);
+        if (kTilesM == 2 && kTilesN == 2) _tile_loadd(3, C + 16 * ldc + 16, c_step);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -110,43 +108,43 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
         }
         _tile_loadd(6, B + p * ldb, b_step);
         _tile_loadd(4, A + p, a_step);
-        _tile_loadd(5, A + 16 * kALd + p, a_step);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(2, 5, 6);
+        if (kTilesM == 2) {
+            _tile_loadd(5, A + 16 * kALd + p, a_step);
+            _tile_dpbf16ps(2, 5, 6);
+        }
         if (kTilesN == 2) {
             _tile_loadd(7, B + p * ldb + 16, b_step);
             _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(3, 5, 7);
+            if (kTilesM == 2) _tile_dpbf16ps(3, 5, 7);
         }
     }
     _tile_stored(0, C, c_step);
-    _tile_stored(2, C + 16 * ldc, c_step);
-    if (kTilesN == 2) {
-        _tile_stored(1, C + 16, c_step);
-        _tile_stored(3, C + 16 * ldc + 16, c_step);
-    }
+    if (kTilesN == 2) _tile_stored(1, C + 16, c_step);
+    if (kTilesM == 2) _tile_stored(2, C + 16 * ldc, c_step);
+    if (kTilesM == 2 && kTilesN == 2) _tile_stored(3, C + 16 * ldc + 16, c_step);
     __asm__ volatile("" ::: "memory");
 }
 
-// As panel<false, true>; A must have 31 readable rows behind its last one.
+// As panel<false, true>; A must have 31 readable rows behind its last one. The caller holds Tiles.
 [[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, const float* B, int64_t ldb, float* C,
                                           int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
     const int width = n <= 16 ? 16 : 32;
     alignas(64) float edge[32 * 32];
     for (int m = 0; m < M; m += 32) {
         const int rows = M - m < 32 ? M - m : 32;
-                if (ahead.from) ahead.fetch(m / 32, (M + 31) / 32);
-        const bool whole = rows == 32 && n == width;
+        if (ahead.from) ahead.fetch(m / 32, (M + 31) / 32);
+        const bool whole = (rows == 32 || rows == 16) && n == width;
         float* c = whole ? C + m * ldc : edge;
         const int64_t ld = whole ? ldc : 32;
         const int next_rows = !whole ? 0 : M - m - 32 < 32 ? M - m - 32 : 32;
         if (!whole && accumulate)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) edge[i * 32 + j] = C[(m + i) * ldc + j];
-        if (width == 16)
-            amx_block<1>(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
-        else
-            amx_block<2>(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
+        const auto block = rows > 16 ? width == 16 ? amx_block<2, 1> : amx_block<2, 2>
+                           : width == 16 ? amx_block<1, 1>
+                                         : amx_block<1, 2>;
+        block(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
         if (!whole)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) C[(m + i) * ldc + j] = edge[i * 32 + j];
@@ -204,16 +202,47 @@ static void unpack_weight_row_bf16(int64_t N, int K, const float* packed, int64_
     }
 }
 
+// A product over few features, such as a LoRA B: C is most of its memory traffic. B is packed for as many columns as
+// fit, then C is walked row block by row block, along its rows. As gemm_bf16() with g.K <= kNarrow, B not packed before.
+static constexpr int kNarrow = 64;
+static void gemm_narrow_bf16(const GemmShare& g, float* scratch) {
+    float* const a = scratch;
+    float* const b = a + int64_t{kMC + 32} * kALd;
+    float* const temp = b + int64_t{kKC} * kNR;
+    const int pairs = pairs_of(g.K), most = kKC / pairs * kNR;
+    for (int c0 = 0; c0 < g.N; c0 += most) {
+        const int columns = g.N - c0 < most ? g.N - c0 : most;
+        for (int n0 = 0; n0 < columns; n0 += kNR) {
+            const int n = columns - n0 < kNR ? columns - n0 : kNR, width = n <= 16 ? 16 : kNR;
+            const int64_t at = g.first + c0 + n0;
+            if (g.form == BForm::kRows)
+                pack_b_rows_pairs(n, g.K, g.B + at, g.ldb, b + int64_t{n0} * pairs, width);
+            else
+                pack_b_columns_pairs(n, g.K, g.B + at * g.ldb, g.ldb, b + int64_t{n0} * pairs, width, temp);
+        }
+        for (int m0 = 0; m0 < g.M; m0 += 32) {
+            const int rows = g.M - m0 < 32 ? g.M - m0 : 32;
+            pack_rows_pairs(rows, g.K, g.scale, g.A + m0 * g.lda, g.lda, a);
+            for (int n0 = 0; n0 < columns; n0 += kNR) {
+                const int n = columns - n0 < kNR ? columns - n0 : kNR;
+                panel_pairs(rows, pairs, a, b + int64_t{n0} * pairs, n <= 16 ? 16 : kNR,
+                            g.C + m0 * g.ldc + c0 + n0, g.ldc, n, g.accumulate);
+            }
+        }
+    }
+}
+
 // As gemm(); kPacked and kPackedTurned: g.B is packed for the direction that is asked for (for kPackedTurned: W^T).
 static void gemm_bf16(const GemmShare& g, float* scratch) {
     const Tiles tiles{};
+    const bool packed = g.form == BForm::kPacked || g.form == BForm::kPackedTurned;
+    if (!packed && g.K <= kNarrow) return gemm_narrow_bf16(g, scratch);
     float* const a = scratch;
     float* const b = a + int64_t{kMC + 32} * kALd;
     float* const temp = b + int64_t{kKC} * kNR;
     const int pairs_all = pairs_of(g.K), k_blocks = (pairs_all + kKC - 1) / kKC;
     const int p_step = ((pairs_all + k_blocks - 1) / k_blocks + 15) / 16 * 16;
     const int m_blocks = (g.M + kMC - 1) / kMC;
-    const bool packed = g.form == BForm::kPacked || g.form == BForm::kPackedTurned;
     for (int block = 0, m0 = 0; block < m_blocks; ++block) {
         const int mc = (g.M - m0 + m_blocks - block - 1) / (m_blocks - block);
         for (int p0 = 0; p0 < pairs_all; p0 += p_step) {
@@ -249,9 +278,11 @@ static void gemm_bf16(const GemmShare& g, float* scratch) {
 }
 static int64_t gemm_scratch_bf16() { return int64_t{kMC + 32} * kALd + int64_t{kKC} * kNR + 16 * int64_t{kKC + 16}; }
 
-// As gemm_tokens(). A (K, M) is turned and rounded into rows of pairs, 512 tokens at a time.
+// As gemm_tokens(): blocks of kTokens16 tokens, whose rows are read along, while the sums wait in C. A (K, M) is turned
+// and rounded into rows of pairs.
+static constexpr int kTokens16 = 64;
 static int64_t tokens_scratch_bf16(int M, int N) {
-    return int64_t{M + 32} * kALd + 256 * kNR + int64_t{M} * ((N + kNR - 1) / kNR * kNR);
+    return int64_t{M + 32} * kALd + kTokens16 / 2 * kNR + int64_t{M} * ((N + kNR - 1) / kNR * kNR + 16);
 }
 static void gemm_tokens_bf16(int M, int N, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
                              int64_t ldc, bool turned, float* scratch) {
@@ -261,13 +292,13 @@ static void gemm_tokens_bf16(int M, int N, int K, const float* A, int64_t lda, c
     float* c = C;
     int64_t ld = ldc;
     if (turned) {
-        c = b + 256 * kNR;
-        ld = (N + kNR - 1) / kNR * kNR;
+        c = b + kTokens16 / 2 * kNR;
+        ld = (N + kNR - 1) / kNR * kNR + 16;
         for (int m = 0; m < M; ++m)
             for (int n = 0; n < N; ++n) c[m * ld + n] = C[n * ldc + m];
     }
-    for (int k0 = 0; k0 < K; k0 += 512) {
-        const int kc = K - k0 < 512 ? K - k0 : 512, pairs = pairs_of(kc);
+    for (int k0 = 0; k0 < K; k0 += kTokens16) {
+        const int kc = K - k0 < kTokens16 ? K - k0 : kTokens16, pairs = pairs_of(kc);
         for (int m = 0; m < M; m += 16) {  // pairs of tokens as columns: turn (2 tokens) x 16 channels
             const int channels = M - m < 16 ? M - m : 16;
             for (int p = 0; p < pairs; ++p) {
