@@ -48,8 +48,17 @@ std::vector<CpuOptions> bf16_backends() {
 }  // namespace
 
 TEST_CASE("bf16 products equal the reference on operands that bf16 holds, for any threads and rows") {
-    const std::vector<std::array<int, 3>> shapes = {{1, 64, 48},     {7, 100, 33},  {45, 17, 700},
-                                                    {130, 96, 1300}, {33, 48, 576}, {20, 70, 3001}};
+    const std::vector<std::array<int, 3>> shapes = {{1, 64, 48},
+                                                    {7, 100, 33},
+                                                    {45, 17, 700},
+                                                    {130, 96, 1300},
+                                                    {33, 48, 576},
+                                                    {20, 70, 3001},
+                                                    // few features, where C is walked along its rows
+                                                    {70, 1300, 16},
+                                                    {33, 2500, 48},
+                                                    {16, 40, 64},
+                                                    {48, 100, 65}};
     for (CpuOptions options : bf16_backends())
         for (const auto& shape : shapes) {
             const int M = shape[0], N = shape[1], K = shape[2];

@@ -20,8 +20,7 @@ static inline int score_blocks(int columns) { return (columns + kKC - 1) / kKC; 
 static int64_t attention_scratch_bf16(int keys, int HS) {
     const int columns = padded(keys) + 2 * kNR;
     // Q and dO as rows and as columns; scores, dP and the pairs of P or dS; P and dS in pairs of rows; dk, dv turned.
-    return 2 * kABlock + 2 * kTurned + 3 * score_blocks(columns) * kABlock +
-           (kBQ16 + 2 * HS) * row_distance(columns);
+    return 2 * kABlock + 2 * kTurned + 3 * score_blocks(columns) * kABlock + (kBQ16 + 2 * HS) * row_distance(columns);
 }
 
 static void attention_pack_bf16(int keys, int HS, const float* k, const float* v, int64_t width, bool backward,
@@ -183,7 +182,7 @@ static void attention_backward_bf16(const AttentionShare& whole, float* scratch)
     float* const d_o_turned = q_turned + kTurned;
     float* const scores = d_o_turned + kTurned;
     float* const dp = scores + blocks * kABlock;
-    float* const ds = dp + blocks * kABlock;      // pairs over keys
+    float* const ds = dp + blocks * kABlock;  // pairs over keys
     const int64_t ld = row_distance(columns);
     float* const p_rows = ds + blocks * kABlock;  // (kBQ16 / 2, columns) pairs of rows
     float* const ds_rows = p_rows + kBQ16 / 2 * ld;

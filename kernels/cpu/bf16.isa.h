@@ -141,8 +141,8 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
         if (!whole && accumulate)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) edge[i * 32 + j] = C[(m + i) * ldc + j];
-        const auto block = rows > 16 ? width == 16 ? amx_block<2, 1> : amx_block<2, 2>
-                           : width == 16 ? amx_block<1, 1>
+        const auto block = rows > 16     ? width == 16 ? amx_block<2, 1> : amx_block<2, 2>
+                               : width == 16 ? amx_block<1, 1>
                                          : amx_block<1, 2>;
         block(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
         if (!whole)
@@ -203,7 +203,8 @@ static void unpack_weight_row_bf16(int64_t N, int K, const float* packed, int64_
 }
 
 // A product over few features, such as a LoRA B: C is most of its memory traffic. B is packed for as many columns as
-// fit, then C is walked row block by row block, along its rows. As gemm_bf16() with g.K <= kNarrow, B not packed before.
+// fit, then C is walked row block by row block, along its rows. As gemm_bf16() with g.K <= kNarrow, B not packed
+// before.
 static constexpr int kNarrow = 64;
 static void gemm_narrow_bf16(const GemmShare& g, float* scratch) {
     float* const a = scratch;
@@ -225,8 +226,8 @@ static void gemm_narrow_bf16(const GemmShare& g, float* scratch) {
             pack_rows_pairs(rows, g.K, g.scale, g.A + m0 * g.lda, g.lda, a);
             for (int n0 = 0; n0 < columns; n0 += kNR) {
                 const int n = columns - n0 < kNR ? columns - n0 : kNR;
-                panel_pairs(rows, pairs, a, b + int64_t{n0} * pairs, n <= 16 ? 16 : kNR,
-                            g.C + m0 * g.ldc + c0 + n0, g.ldc, n, g.accumulate);
+                panel_pairs(rows, pairs, a, b + int64_t{n0} * pairs, n <= 16 ? 16 : kNR, g.C + m0 * g.ldc + c0 + n0,
+                            g.ldc, n, g.accumulate);
             }
         }
     }
