@@ -23,7 +23,8 @@ void take_shape(TrainConfig& config, const PeftAdapter& adapter, const Call& cal
     its.lora_alpha = adapter.alpha;
     its.rslora = adapter.rslora;
     its.lora_targets = adapter.targets;
-    if (!call.given("lora-dropout")) its.lora_dropout = adapter.dropout;
+    // ORPOTrainer turns every dropout off (disable_dropout), the adapter's too.
+    if (!call.given("lora-dropout")) its.lora_dropout = config.semantics == "trl" ? 0 : adapter.dropout;
     for (const ConfigDifference& d : config_differences(config, its))
         if (call.given(d.name) && d.name != "lora-dropout")
             throw Error(Exit::kUsage, fmt::format("--{} {}: the adapter in {} has {}; leave the flag out", d.name,

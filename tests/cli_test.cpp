@@ -295,6 +295,9 @@ TEST_CASE("bad data: exit code 3, file and line, nothing written") {
     CHECK_FALSE(io::exists(place.dir / "never"));
     CHECK_FALSE(io::exists(place.dir / "records"));
     place.refused({"eval", place.dir / "none.jsonl", "--model", place.model}, 6, {"none.jsonl"});
+    place.refused(
+        {"generate", "--model", place.model, "--prompts", place.file("n.jsonl", "\"a\"\n{\"prompt\": 1e999}\n")}, 3,
+        {"n.jsonl:2"});
     place.refused({"generate", "--model", place.model, "--prompts", place.file("p.jsonl", "\"a\"\n{\"promt\": 1}\n")},
                   3, {"p.jsonl:2", "prompt"});
 }

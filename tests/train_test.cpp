@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 
 #include "model/adapter.h"
@@ -166,9 +167,15 @@ TEST_CASE("the dry run writes nothing, and promises the memory that the run take
 }
 
 TEST_CASE("early stop, and a warning for an adapter that is no better") {
+    // Chosen answers are lower-case; held out, chosen and rejected are swapped: whatever is learned is wrong there.
     const TrainPlace place;
-    const Ran ran = place.run(place.train(
-        "run", {"--epochs", "50", "--eval-every", "1", "--early-stop", "2", "--lr", "0.5", "--warmup", "0"}));
+    std::string swapped = tiny_pairs(6, 9);
+    for (const auto& [from, to] : {std::pair{"chosen", "others"}, {"rejected", "chosen"}, {"others", "rejected"}})
+        for (size_t at = 0; (at = swapped.find(from, at)) != std::string::npos;)
+            swapped.replace(at, std::strlen(from), to), at += std::strlen(to);
+    io::write_file_atomic(place.held_out, swapped);
+    const Ran ran = place.run(place.train("run", {"--epochs", "50", "--eval-every", "1", "--early-stop", "2", "--lr",
+                                                  "1e-2", "--warmup", "0", "--beta", "5", "--best-metric", "or_loss"}));
     CHECK(ran.code == 0);
     CHECK(place.lines("run", "end")[0].at("reason") == "early stop");
     CHECK(place.lines("run", "step").size() < 50);
@@ -256,6 +263,21 @@ TEST_CASE("what is odd about an adapter to go on from, and in the environment, i
     CHECK(contains(ran.err, "every module is trained with that rank"));
     CHECK(contains(ran.err, "the environment has ORPO_LAERNING_RATE, which is no setting of orpo"));
     CHECK(contains(ran.err, "ORPO_BATCHSIZE, which is no setting of orpo (did you mean ORPO_BATCH_SIZE?)"));
+}
+
+TEST_CASE("an adapter to go on from brings its dropout, but not to TRL's semantics, which know none") {
+    const TrainPlace place;
+    REQUIRE(place.run(place.train("first", {"--max-steps", "1", "--eval", "none", "--lora-dropout", "0.25"})).code ==
+            0);
+    const auto dropout_of = [&](const std::string& run, Words more) {
+        more.insert(more.end(), {"--max-steps", "1", "--eval", "none", "--adapter", place.dir / "first/adapter"});
+        const Ran ran = place.run(place.train(run, more));
+        REQUIRE_MESSAGE(ran.code == 0, ran.err);
+        return nlohmann::json::parse(io::read_file(place.dir / (run + "/config.json"), 1 << 20)).at("lora-dropout");
+    };
+    CHECK(dropout_of("own", {}) == 0.25);
+    CHECK(dropout_of("trl", {"--semantics", "trl"}) == 0);
+    CHECK(dropout_of("asked", {"--semantics", "trl", "--lora-dropout", "0.5"}) == 0.5);
 }
 
 TEST_CASE("inspect: a run and its checkpoints, sound and damaged") {
