@@ -26,6 +26,7 @@
 //   embed              x[n] = E[ids[n]]                                            0                   2 N C
 //   rmsnorm            y = x r w,  r = 1 / sqrt(mean(x^2) + eps)                   4 N C               2 N C
 //   add_rmsnorm        x2 = x + d;  y = x2 r w                                     5 N C               4 N C
+//     with low parts   x2 + x2_low = x + x_low + d;  y = (x2 + x2_low) r w         7 N C               6 N C
 //   normalize          y = x r w, r given                                          2 N C               2 N C
 //   rmsnorm_backward   dx (+)= r (w dy - x r^2 mean(x w dy))                         8 N C               4 N C
 //   rope               (a, b) -> (a c - sign b s, b c + sign a s), j and j + HS/2  3 N (H+KV) HS       2 N (H+KV) HS
@@ -93,6 +94,10 @@ struct AdamwSlot {
     bool active = true;  // false: this slot is left as it is
 };
 
+// A long sum in K::T, such as the residual stream, needs a second array for what its rounding cuts off.
+template <class K>
+inline constexpr bool kLowParts = sizeof(typename K::T) < sizeof(typename K::F);
+
 template <class K>
 concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typename K::F* f, const typename K::F* cf,
                            double* d, const double* cd, const typename K::Weight& W, typename K::Batch& wb,
@@ -139,6 +144,8 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     k.rmsnorm(n, n, s, x, cf, y, f);
     // N, C, eps, x (N, C), d (N, C), w (C), x2 (N, C; may be x), y (N, C; may be d), r (N)
     k.add_rmsnorm(n, n, s, x, x, cf, y, y, f);
+    // Where T is narrower than F: x_low (N, C; null: zeros) and x2_low (N, C; may be x_low), what rounding cut off.
+    requires !kLowParts<K> || requires(K k) { k.add_rmsnorm(n, n, s, x, x, cf, y, y, f, x, y); };
     // N, C, x (N, C), w (C), r (N), y (N, C)
     k.normalize(n, n, x, cf, cf, y);
     // N, C, dy (N, C), x (N, C), w (C), r (N), dx (N, C), accumulate: added to dx, or written

@@ -134,8 +134,12 @@ class BenchOperations {
             [&] { k_.gemm_tn(c_.C, R_, batch_.N, d_, c_.C, S_, 3 * R_, g_, R_); });
         row("embed", "", 0, 2 * t * N * C, [&] { k_.embed(batch_, head_w_, y_); });
         row("rmsnorm", "", 4 * N * C, 2 * t * N * C, [&] { k_.rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, w_, y_, r_); });
-        row("add_rmsnorm", "", 5 * N * C, 4 * t * N * C,
-            [&] { k_.add_rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, d_, w_, dx_, y_, r_); });
+        row("add_rmsnorm", "", (kLowParts<K> ? 7 : 5) * N * C, (kLowParts<K> ? 6 : 4) * t * N * C, [&] {
+            if constexpr (kLowParts<K>)
+                k_.add_rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, d_, w_, dx_, y_, r_, wide_, wide_);
+            else
+                k_.add_rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, d_, w_, dx_, y_, r_);
+        });
         row("normalize", "", 2 * N * C, 2 * t * N * C, [&] { k_.normalize(batch_.N, c_.C, x_, w_, r_, y_); });
         row("rmsnorm_backward", "", 8 * N * C, 4 * t * N * C,
             [&] { k_.rmsnorm_backward(batch_.N, c_.C, d_, x_, w_, r_, dx_, true); });

@@ -8,6 +8,9 @@
 //               x' = x2 + h Wd^T + lora
 //   head:       logits = rmsnorm(x)[rows] W^T, one pass: log-probabilities, then U = (softmax - onehot) W
 //
+// Where T is narrower than F, forward's stream x, x2, x', ... carries in low_ what rounding to T cuts off: without it
+// bf16 adds up the errors of 2 L additions. Backward reads x and x2 as they were rounded, one rounding each.
+//
 // Kept for backward, per layer and token: x, qkv, o, x2, gu, the lora S's, and a few scalars; norms and h are made
 // again. Keep says how much less may be kept. Evaluation keeps one layer's buffers and uses them for every layer.
 #pragma once
@@ -72,7 +75,8 @@ class Transformer {
     const double* logp() const { return logp_; }  // (heads)
 
     // Generation. prefill: whole prompts (a pair without answers is a text), whose keys and values go to the cache.
-    // decode: one new row per sequence; a device replays it. Both leave the logits of the batch's head rows in logits(), (heads, V).
+    // decode: one new row per sequence; a device replays it. Both leave the logits of the batch's head rows in
+    // logits(), (heads, V).
     void prefill(const Batch& batch, const T* adapters) { generate(batch, adapters, Mode::kPrefill); }
     void decode(const Batch& batch, const T* adapters) {
         k_.once("decode", batch, [&] { generate(batch, adapters, Mode::kDecode); });
@@ -106,17 +110,25 @@ class Transformer {
         k_.rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, first.x, base_.layers[0].norm1, first.n1, first.r1);
         for (int l = 0; l < cfg_.L; ++l) {
             const Range layer(k_, "layer", l);
-            attention_half(l);
+            attention_half(l, l > 0 ? low_ : nullptr, low_);  // E is in T: nothing cut off yet
             mlp_half(l);
             const bool last = l + 1 == cfg_.L;
             Saved& next = last ? out_ : saved(l + 1);
-            k_.add_rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, saved(l).x2, delta_,
-                           last ? base_.final_norm : base_.layers[l + 1].norm1, next.x, next.n1, next.r1);
+            add_rmsnorm(saved(l).x2, low_, last ? base_.final_norm : base_.layers[l + 1].norm1, next.x, low_, next.n1,
+                        next.r1);
         }
     }
 
+    // x2 = x + delta_ and y = rmsnorm(x2), with the low parts of both or with none.
+    void add_rmsnorm(const T* x, const T* x_low, const F* w, T* x2, T* x2_low, T* y, F* r) {
+        if constexpr (kLowParts<K>)
+            k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, x, delta_, w, x2, y, r, x_low, x2_low);
+        else
+            k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, x, delta_, w, x2, y, r);
+    }
+
     // In: n1. Out: x2 = x + o Wo^T and n2.
-    void attention_half(int l) {
+    void attention_half(int l, const T* x_low, T* x2_low) {
         Saved& a = saved(l);
         const auto& w = base_.layers[l];
         linear(l, kQkv, w.qkv, a.n1, a.qkv);
@@ -128,7 +140,7 @@ class Transformer {
         else
             k_.attention(*batch_, shape_, a.qkv, a.o, a.lse);
         linear(l, kOut, w.out, a.o, delta_);
-        k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, a.x, delta_, w.norm2, a.x2, a.n2, a.r2);
+        add_rmsnorm(a.x, x_low, w.norm2, a.x2, x2_low, a.n2, a.r2);
     }
 
     // In: n2. Out: h Wd^T in delta_.
@@ -186,7 +198,7 @@ class Transformer {
         const auto& w = base_.layers[l];
         if (sizes_.keep == Keep::kInputs) {
             k_.normalize(batch_->N, cfg_.C, a.x, w.norm1, a.r1, a.n1);
-            attention_half(l);
+            attention_half(l, nullptr, nullptr);  // x as it was rounded: low parts are not kept, and low_ is dx_
             linear(l, kGateUp, w.gate_up, a.n2, a.gu);
             k_.swiglu(batch_->N, cfg_.I, a.gu, a.h);
             lora_in(l, kDownProj, a.h);
@@ -291,7 +303,8 @@ class Transformer {
             const bool gate_up = first || all || keep == Keep::kActivations;
             if (inputs) a.x = act(at + "x", C), a.r1 = stat(at + "r1", 1);
             if (inner) {
-                a.x2 = act(at + "x2", C), a.r2 = stat(at + "r2", 1);
+                // Only backward needs x beside x2.
+                a.x2 = keep == Keep::kNothing ? a.x : act(at + "x2", C), a.r2 = stat(at + "r2", 1);
                 a.qkv = act(at + "qkv", shape_.width());
                 a.o = act(at + "o", attn), a.lse = stat(at + "lse", shape_.H);
             }
@@ -318,6 +331,8 @@ class Transformer {
             U_ = k_.template allocate<T>(Category::kActivations, "head U", int64_t{sizes_.heads} * C);
             coefficients_ = k_.template allocate<double>(Category::kActivations, "coefficients", sizes_.heads);
         }
+        // Backward writes dx_ only when forward has ended.
+        if (kLowParts<K>) low_ = keep == Keep::kNothing ? act("x low", C) : dx_;
         if (sizes_.sequences > 0) {
             cache_ = k_.template allocate<T>(Category::kCache, "keys and values", cfg_.L * cache_layer());
             logits_ = k_.template allocate<F>(Category::kCache, "logits", int64_t{sizes_.sequences} * cfg_.V);
@@ -344,6 +359,7 @@ class Transformer {
     T* normed_ = nullptr;      // (N, C)
     T* delta_ = nullptr;       // (N, max(C, H HS)) what a half layer adds; in backward gradients of its input
     T* dx_ = nullptr;          // (N, C)
+    T* low_ = nullptr;         // (N, C) forward's x + low_ or x2 + low_; null where T is F
     T* wide_ = nullptr;        // (N, max(width, I)): dqkv or dh
     T* dS_ = nullptr;          // (N, largest group width)
     T *dropped_ = nullptr, *ddropped_ = nullptr;        // (N, largest in), only with dropout

@@ -1,9 +1,9 @@
 // The backend on one GPU: operations of kernels/kernels.h, activations in T (bf16, or float for checking), statistics,
 // adapters and gradients in fp32. Matrix products are cuBLASLt's, everything else the kernels of this folder.
 //
-// A micro-batch goes to the device in one copy. Its sizes are rounded up to a short ladder (at most 1/16 more) with rows
-// that belong to no pair's loss, so that the launches of a training step depend on few sizes: `once` captures them as
-// a graph and replays it from then on.
+// A micro-batch goes to the device in one copy. Its sizes are rounded up to a short ladder (at most 1/16 more) with
+// rows that belong to no pair's loss, so that the launches of a training step depend on few sizes: `once` captures them
+// as a graph and replays it from then on.
 #pragma once
 
 #include <cstring>
@@ -72,9 +72,10 @@ class Cuda : public CudaMemory<Store> {
         const Range range(*this, "rmsnorm");
         cuda::rmsnorm<T>(stream(), N, C, eps, x, w, y, r);
     }
-    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r) {
+    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
+                     const T* x_low = nullptr, T* x2_low = nullptr) {
         const Range range(*this, "add_rmsnorm");
-        cuda::add_rmsnorm<T>(stream(), N, C, eps, x, d, w, x2, y, r);
+        cuda::add_rmsnorm<T>(stream(), N, C, eps, x, d, w, x2, y, r, x_low, x2_low);
     }
     void normalize(int N, int C, const T* x, const float* w, const float* r, T* y) {
         const Range range(*this, "normalize");

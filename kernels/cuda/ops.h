@@ -48,9 +48,11 @@ void cast(Stream stream, int64_t n, const float* x, T* y);
 // x (N, C), w (C), y (N, C), r (N). C is a multiple of 8 and at most 2048.
 template <class T>
 void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w, T* y, float* r);
-// x2 = x + d; x2 may be x, y may be d
+// x2 = x + d; x2 may be x, y may be d. bf16: with x_low (null: zeros) added, and what rounding to x2 cut off in x2_low
+// (may be x_low), unless it is null
 template <class T>
-void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r);
+void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
+                 const T* x_low = nullptr, T* x2_low = nullptr);
 template <class T>
 void normalize(Stream stream, int N, int C, const T* x, const float* w, const float* r, T* y);
 template <class T>
@@ -81,8 +83,8 @@ void attention(Stream stream, int tiles, Heads heads, const QueryTile* tile, con
 // scratch (H, N, 2): lse and rowsum(d_o o). dqkv (N, width) is overwritten.
 template <class T>
 void attention_backward(Stream stream, int N, int query_tiles, int key_tiles, Heads heads, const QueryTile* query_tile,
-                        const KeyTile* key_tile, const T* qkv, const T* o, const float* lse, const T* d_o, float* scratch,
-                        T* dqkv);
+                        const KeyTile* key_tile, const T* qkv, const T* o, const float* lse, const T* d_o,
+                        float* scratch, T* dqkv);
 
 // --- head.cu. z (n, V) logits: overwritten by softmax - onehot when keep, logp (n)
 template <class T>

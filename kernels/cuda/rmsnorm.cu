@@ -2,11 +2,16 @@
 //
 //   rmsnorm           y = x r w,  r = 1 / sqrt(mean(x^2) + eps)
 //   add_rmsnorm       x2 = x + d (rounded to T), then the same of x2: the residual add costs no pass of its own
+//     with low parts  x2 = bf16(x + x_low + d), x2_low = what that cut off, then the same of x2 + x2_low
 //   normalize         y = x r w with r given: what backward needs again
 //   rmsnorm_backward  dx (+)= r (w dy - x r^2 mean(x w dy))
 //
 // x, d, y, dy, dx (N, C) in T; w (C), r (N) fp32.
-// Bytes: 2, 4, 2 and 4 N C elements: one read and one write of each array. FLOPs: 4 to 8 N C. Bound by memory.
+// Bytes: 2, 4 (with low parts 6), 2 and 4 N C elements: one read and one write of each array. FLOPs: 4 to 8 N C. Bound
+// by memory.
+//
+// Why low parts: the residual stream is a sum of 2 L + 1 terms. In bf16 every addition loses 2^-9 of the stream, and
+// what is lost is seen by all later layers; x2 + x2_low keeps 2^-18, as a float nearly would, for two more arrays.
 //
 // A warp owns a row and keeps it in registers, V quads of elements a lane, so that nothing is read twice; four rows a
 // block. Quads, not packs of 16 bytes: four bf16 of x lie beside four floats of w, so that the lanes' accesses to both
@@ -31,8 +36,8 @@ __device__ __forceinline__ void each_quad(int quads, F f) {
 }
 
 // y = x r w of the row in registers.
-template <int V, class T>
-__device__ __forceinline__ void write_normed(int quads, const Quad<T> (&x)[V], float r, const float* w, T* y) {
+template <int V, class X, class T>
+__device__ __forceinline__ void write_normed(int quads, const Quad<X> (&x)[V], float r, const float* w, T* y) {
     each_quad<V>(quads, [&](int i, int v) {
         const Quad<float> wi = load_quad(w + i * 4);
         Quad<T> out;
@@ -42,8 +47,8 @@ __device__ __forceinline__ void write_normed(int quads, const Quad<T> (&x)[V], f
     });
 }
 
-template <int V, class T>
-__device__ __forceinline__ float inverse_rms(int quads, const Quad<T> (&x)[V], float eps) {
+template <int V, class X>
+__device__ __forceinline__ float inverse_rms(int quads, const Quad<X> (&x)[V], float eps) {
     float squares = 0;
     each_quad<V>(quads, [&](int, int v) {
 #pragma unroll
@@ -66,18 +71,35 @@ __global__ void __launch_bounds__(32 * kRows)
     if (threadIdx.x == 0) r[n] = rn;
 }
 
-template <int V, class T>
+// Low: whether there are low parts; without them the row in registers is what x2 holds.
+template <int V, class T, bool Low>
 __global__ void __launch_bounds__(32 * kRows)
-    add_rmsnorm_kernel(int N, int quads, float eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r) {
+    add_rmsnorm_kernel(int N, int quads, float eps, const T* x, const T* x_low, const T* d, const float* w, T* x2,
+                       T* x2_low, T* y, float* r) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
-    Quad<T> row[V];
+    Quad<std::conditional_t<Low, float, T>> row[V];
     each_quad<V>(quads, [&](int i, int v) {
         const Quad<T> a = load_quad(x + at + i * 4), b = load_quad(d + at + i * 4);
+        Quad<T> high;
+        if constexpr (Low) {
+            Quad<T> low{};
+            if (x_low) low = load_quad(x_low + at + i * 4);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) row[v].v[e] = from_float<T>(to_float(a.v[e]) + to_float(b.v[e]));
-        store_quad(x2 + at + i * 4, row[v]);
+            for (int e = 0; e < 4; ++e) {
+                const float sum = to_float(a.v[e]) + to_float(low.v[e]) + to_float(b.v[e]);
+                high.v[e] = from_float<T>(sum);
+                low.v[e] = from_float<T>(sum - to_float(high.v[e]));
+                row[v].v[e] = sum;
+            }
+            store_quad(x2_low + at + i * 4, low);
+        } else {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) high.v[e] = from_float<T>(to_float(a.v[e]) + to_float(b.v[e]));
+            row[v] = high;
+        }
+        store_quad(x2 + at + i * 4, high);
     });
     const float rn = inverse_rms<V>(quads, row, eps);
     write_normed<V>(quads, row, rn, w, y + at);
@@ -158,14 +180,21 @@ void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w
     });
 }
 template <class T>
-void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y,
-                 float* r) {
+void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
+                 const T* x_low, T* x2_low) {
     const int quads = C / 4;
     const float e = static_cast<float>(eps);
+    const dim3 grid(blocks_for(N, kRows)), block(32, kRows);
     with_quads(quads, [&](auto v) {
         constexpr int V = decltype(v)::value;
-        LAUNCH((add_rmsnorm_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, quads, e, x, d, w,
-               x2, y, r);
+        if constexpr (sizeof(T) < sizeof(float))
+            if (x2_low) {
+                LAUNCH((add_rmsnorm_kernel<V, T, true>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2,
+                       x2_low, y, r);
+                return;
+            }
+        LAUNCH((add_rmsnorm_kernel<V, T, false>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2, x2_low, y,
+               r);
     });
 }
 template <class T>
@@ -183,10 +212,11 @@ void rmsnorm_backward(Stream stream, int N, int C, const T* dy, const T* x, cons
     });
 }
 
-#define ORPO_INSTANTIATE(T)                                                                                \
-    template void rmsnorm(Stream, int, int, double, const T*, const float*, T*, float*);                   \
-    template void add_rmsnorm(Stream, int, int, double, const T*, const T*, const float*, T*, T*, float*); \
-    template void normalize(Stream, int, int, const T*, const float*, const float*, T*);                   \
+#define ORPO_INSTANTIATE(T)                                                                                         \
+    template void rmsnorm(Stream, int, int, double, const T*, const float*, T*, float*);                            \
+    template void add_rmsnorm(Stream, int, int, double, const T*, const T*, const float*, T*, T*, float*, const T*, \
+                              T*);                                                                                  \
+    template void normalize(Stream, int, int, const T*, const float*, const float*, T*);                            \
     template void rmsnorm_backward(Stream, int, int, const T*, const T*, const float*, const float*, T*, bool);
 ORPO_INSTANTIATE(float)
 ORPO_INSTANTIATE(bf16)
