@@ -13,7 +13,7 @@ namespace orpo::cuda::progress {
 // o, lse as kernels/cuda/attention.cu. scores (H, N, N): scratch, used by version 1 only.
 using Attention = void (*)(Stream stream, int N, int tiles, Heads heads, const QueryTile* tile, const bf16* qkv,
                            float* scores, bf16* o, float* lse);
-// x2 = x + d, y = rmsnorm(x2), r as kernels/cuda/rmsnorm.cu.
+// x2 = x + d, y = rmsnorm(x2), r as kernels/cuda/rmsnorm.cu without the low parts that bf16 training carries.
 using AddRmsnorm = void (*)(Stream stream, int N, int C, float eps, const bf16* x, const bf16* d, const float* w,
                             bf16* x2, bf16* y, float* r);
 // logp and z <- softmax(z) - onehot as kernels/cuda/head.cu.

@@ -220,5 +220,5 @@ TEST_CASE("the real 135M: one optimizer step on one short pair equals the CPU's"
             }
         }
     MESSAGE("worst tensor ", worst);
-    CHECK(worst >= 0.95);  // 0.971 was seen: x and x2 are rounded to bf16 after every addition, the CPU keeps fp32
+    CHECK(worst >= 0.98);
 }

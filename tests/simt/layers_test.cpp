@@ -23,7 +23,8 @@ TEST_CASE_TEMPLATE("embed: rows of the vocabulary's 49152", T, float, bf16) {
         const auto E = stored<T>(random_values(static_cast<size_t>(V) * C, 1));
         const std::vector<int32_t> ids = {V - 1, 0, V / 2, V - 1, 3};
         std::vector<T> expected;
-        for (const int id : ids) expected.insert(expected.end(), E.begin() + int64_t{id} * C, E.begin() + int64_t{id} * C + C);
+        for (const int id : ids)
+            expected.insert(expected.end(), E.begin() + int64_t{id} * C, E.begin() + int64_t{id} * C + C);
         const simt::Guarded<T> table(E);
         const simt::Guarded<int32_t> wanted(ids);
         under_every_schedule([&] {
@@ -41,7 +42,8 @@ TEST_CASE_TEMPLATE("gather: the rows that the head scores", T, float, bf16) {
         std::vector<T> expected;
         for (size_t i = 0; i < rows.size(); ++i) {
             rows[i].row = std::array{10, 0, 10, 4, 9}[i];
-            expected.insert(expected.end(), x.begin() + int64_t{rows[i].row} * C, x.begin() + int64_t{rows[i].row + 1} * C);
+            expected.insert(expected.end(), x.begin() + int64_t{rows[i].row} * C,
+                            x.begin() + int64_t{rows[i].row + 1} * C);
         }
         const simt::Guarded<T> from(x);
         const simt::Guarded<HeadRow> wanted(rows);
@@ -95,7 +97,8 @@ TEST_CASE_TEMPLATE("rmsnorm, add_rmsnorm, normalize, rmsnorm_backward", T, float
             check_elements(gnormed, y);
             cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), false);
             check_elements(gdx, dx);
-            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gadded.data(), true);
+            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gadded.data(),
+                                      true);
             check_elements(gadded, added);
             simt::Guarded<T> gsum(n), gsum_y(n), in_place(stored<T>(x)), d_in_place(stored<T>(d));
             cuda::add_rmsnorm<T>(nullptr, N, C, eps, gx.data(), gd.data(), gw.data(), gsum.data(), gsum_y.data(),
@@ -109,6 +112,47 @@ TEST_CASE_TEMPLATE("rmsnorm, add_rmsnorm, normalize, rmsnorm_backward", T, float
             check_bits(in_place, stored<T>(sum));
             check_bits(d_in_place, gsum_y.values());
         });
+    }
+}
+
+TEST_CASE("add_rmsnorm with low parts: bf16 that keeps 16 bits of the sum") {
+    for (const auto& [N, C] : kShapes) {
+        CAPTURE(C);
+        const size_t n = static_cast<size_t>(N) * C;
+        const auto x = rounded<bf16>(random_values(n, 1)), d = rounded<bf16>(random_values(n, 2)),
+                   x_low = rounded<bf16>(random_values(n, 3, 1.0 / 512));
+        const auto w = rounded<float>(random_values(C, 4));
+        const simt::Guarded<bf16> gx(stored<bf16>(x)), gx_low(stored<bf16>(x_low)), gd(stored<bf16>(d));
+        const simt::Guarded<float> gw(stored<float>(w));
+        for (const bool first : {true, false}) {  // the first addition has no low part to add
+            std::vector<double> sum(n), y(n), r(N);
+            for (size_t i = 0; i < n; ++i) sum[i] = x[i] + (first ? 0 : x_low[i]) + d[i];
+            Reference<double>().rmsnorm(N, C, 1e-5, sum.data(), w.data(), y.data(), r.data());
+            under_every_schedule([&, N = N, C = C] {
+                simt::Guarded<bf16> x2(n), x2_low(n), gy(n);
+                simt::Guarded<float> gr(N);
+                cuda::add_rmsnorm<bf16>(nullptr, N, C, 1e-5, gx.data(), gd.data(), gw.data(), x2.data(), gy.data(),
+                                        gr.data(), first ? nullptr : gx_low.data(), x2_low.data());
+                std::vector<double> both = widened(x2.values());
+                CHECK(worst(both, sum) > 1.0 / 65536);  // control: x2 alone does not keep them
+                for (size_t i = 0; i < n; ++i) both[i] += to_float(x2_low[i]);
+                CHECK(worst(both, sum) <= 1.0 / 65536);
+                check_bits(x2, stored<bf16>(sum));
+                check_elements(gy, y);
+                check_elements(gr, r);
+                CHECK(x2_low.intact());
+                if (first) return;
+                // As the transformer calls it: x2 over x, x2_low over x_low, y over d.
+                simt::Guarded<bf16> in_place(stored<bf16>(x)), low_in_place(stored<bf16>(x_low)),
+                    d_in_place(stored<bf16>(d));
+                cuda::add_rmsnorm<bf16>(nullptr, N, C, 1e-5, in_place.data(), d_in_place.data(), gw.data(),
+                                        in_place.data(), d_in_place.data(), gr.data(), low_in_place.data(),
+                                        low_in_place.data());
+                check_bits(in_place, x2.values());
+                check_bits(low_in_place, x2_low.values());
+                check_bits(d_in_place, gy.values());
+            });
+        }
     }
 }
 
@@ -178,12 +222,13 @@ TEST_CASE_TEMPLATE("dropout and dropout_add: the reference's masks, and no row o
         const simt::Guarded<T> gx(stored<T>(x));
         under_every_schedule([&, first = first, rows = rows, C = C, p = p] {
             simt::Guarded<T> gy(n), gsum(stored<T>(dx));
-            cuda::dropout<T>(nullptr, first, rows, C, p, 9, scalars.data(), mask_pair.data(), positions.data(), gx.data(),
-                             gy.data());
+            cuda::dropout<T>(nullptr, first, rows, C, p, 9, scalars.data(), mask_pair.data(), positions.data(),
+                             gx.data(), gy.data());
             const auto got = widened(gy.values());
             CHECK(worst(within(got), within(y)) <= element_tolerance<T>());
             bool right = true;  // dropped exactly where the reference drops, NaN left where no row was asked for
-            for (size_t i = 0; i < n; ++i) right &= (got[i] == 0) == (y[i] == 0) && std::isnan(got[i]) == std::isnan(y[i]);
+            for (size_t i = 0; i < n; ++i)
+                right &= (got[i] == 0) == (y[i] == 0) && std::isnan(got[i]) == std::isnan(y[i]);
             CHECK(right);
             CHECK(gy.intact());
             cuda::dropout_add<T>(nullptr, first, rows, C, p, 9, scalars.data(), mask_pair.data(), positions.data(),
