@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Loads an adapter that orpo wrote with PEFT, and compares what it adds with what the files say.
 
-  python3 tools/check_adapter.py ADAPTER MODEL     MODEL: a Hugging Face directory
+  python3 tools/check_adapter.py ADAPTER MODEL     MODEL: a Hugging Face directory or a .gguf file
 
-Needs: pip install torch transformers peft safetensors.
+Needs: pip install torch transformers peft safetensors (and gguf).
 """
 import json
 import math
@@ -18,7 +18,9 @@ from safetensors.torch import load_file
 
 adapter, base = pathlib.Path(sys.argv[1]), sys.argv[2]
 warnings.simplefilter("error", UserWarning)  # PEFT warns about keys that it does not know or does not find
-model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+where = pathlib.Path(base)
+source = {"gguf_file": where.name} if where.is_file() else {}
+model = transformers.AutoModelForCausalLM.from_pretrained(where.parent if source else base, dtype=torch.float32, **source)
 model = peft.PeftModel.from_pretrained(model, str(adapter))
 config = json.loads((adapter / "adapter_config.json").read_text())
 tensors = load_file(adapter / "adapter_model.safetensors")
