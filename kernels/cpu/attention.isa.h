@@ -48,10 +48,10 @@ static void attention_pack(int keys, int HS, const float* k, const float* v, int
 struct Columns {
     int keys0, prompt, first, rows;
     int end() const { return prompt + padded(first + rows); }  // one past the last computed column
-    // Of the 16 columns from `c`, how many does row r see? They are the first ones.
-    int seen(int r, int c) const {
+    // Of the `count` columns from `c`, how many does row r see? They are the first ones.
+    int seen(int r, int c, int count = 16) const {
         const int left = (c < prompt ? keys0 : prompt + first + r + 1) - c;
-        return left < 0 ? 0 : left < 16 ? left : 16;
+        return left < 0 ? 0 : left < count ? left : count;
     }
 };
 

@@ -87,10 +87,9 @@ static void weigh_block_bf16(const AttentionShare& s, const Columns& cols, float
     }
 }
 
-// Lanes from `n` on become 0.
-static inline V first_lanes(V x, int n) {
-    return {_mm512_maskz_mov_ps(static_cast<__mmask16>(n >= 16 ? 0xFFFF : (1u << (n > 0 ? n : 0)) - 1), x.v)};
-}
+// The first n lanes, and x with 0 in the others.
+static inline __mmask16 lanes(int n) { return static_cast<__mmask16>(n >= 16 ? 0xFFFF : n > 0 ? (1u << n) - 1 : 0); }
+static inline V first_lanes(V x, int n) { return {_mm512_maskz_mov_ps(lanes(n), x.v)}; }
 // e^x for x <= 0, to 3e-6: what is rounded to bf16 needs no more. Below -87 it stays e^-87.
 static inline V exp_of_score(V x) {
     const V bounded = max(set1(-87.0f), x);
@@ -102,13 +101,6 @@ static inline V exp_of_score(V x) {
     p = fma(p, r, set1(1.0f));
     p = fma(p, r, set1(1.0f));
     return {_mm512_scalef_ps(p.v, n.v)};
-}
-// f(c, n) for every panel of columns of the block: of its kNR columns row r sees the first n.
-template <class F>
-static inline void for_panels(const Columns& cols, int r, const F& f) {
-    const int own = cols.prompt + cols.first + r + 1, end = cols.end();
-    for (int c = 0; c < cols.prompt; c += kNR) f(c, cols.keys0 - c < kNR ? cols.keys0 - c : kNR);
-    for (int c = cols.prompt; c < end; c += kNR) f(c, own - c < kNR ? own - c : kNR);
 }
 
 static void attention_bf16(const AttentionShare& s, float* scratch) {
@@ -123,21 +115,17 @@ static void attention_bf16(const AttentionShare& s, float* scratch) {
     for (int r = 0; r < s.rows; ++r) {
         const int64_t row = int64_t{r} * kALd;
         V top0 = set1(-__builtin_inff()), top1 = top0;
-        for_panels(cols, r, [&](int c, int n) {
+        for (int c = 0; c < cols.end(); c += kNR) {
             const float* at = block_at(scores, c, 1) + row;
-            if (n == kNR) {
-                top0 = max(top0, load(at)), top1 = max(top1, load(at + 16));
-            } else if (n > 0) {
-                const V low = set1(-__builtin_inff());
-                const unsigned seen = (1u << n) - 1;
-                top0 = max(top0, V{_mm512_mask_mov_ps(low.v, static_cast<__mmask16>(seen), load(at).v)});
-                top1 = max(top1, V{_mm512_mask_mov_ps(low.v, static_cast<__mmask16>(seen >> 16), load(at + 16).v)});
-            }
-        });
+            const int n = cols.seen(r, c, kNR);
+            top0.v = _mm512_mask_max_ps(top0.v, lanes(n), top0.v, load(at).v);
+            top1.v = _mm512_mask_max_ps(top1.v, lanes(n - 16), top1.v, load(at + 16).v);
+        }
         const V m = set1(max_lane(max(top0, top1)));
         V total = set1(0.0f);
-        for_panels(cols, r, [&](int c, int n) {
+        for (int c = 0; c < cols.end(); c += kNR) {
             const float* at = block_at(scores, c, 1) + row;
+            const int n = cols.seen(r, c, kNR);
             V e0 = set1(0.0f), e1 = e0;
             if (n > 0) {
                 e0 = exp_of_score(sub(load(at), m)), e1 = exp_of_score(sub(load(at + 16), m));
@@ -145,7 +133,7 @@ static void attention_bf16(const AttentionShare& s, float* scratch) {
                 total = add(total, add(e0, e1));
             }
             store_pairs(block_at(weights, c, 2) + row, e0, e1);
-        });
+        }
         const float all = sum(total);
         s.lse[r * s.H] = max_lane(m) + __builtin_logf(all);
         inverse[r] = 1.0f / all;
@@ -211,16 +199,14 @@ static void attention_backward_bf16(const AttentionShare& whole, float* scratch)
                     dot = fma(load(s.d_o + r * s.o_width + d), load(s.o + r * s.o_width + d), dot);
                 delta[h] = set1(sum(dot)), lse[h] = set1(r < s.rows ? s.lse[r * s.H] : 0.0f);
             }
-            // Of a panel row 2p sees n keys and row 2p + 1 one more, or as many.
-            const bool second = 2 * p + 1 < s.rows;
-            const auto make = [&](int c, int n0, int n1) {
+            for (int c = 0; c < cols.end(); c += kNR) {
                 V weight[2][2], d[2][2];  // [row][half]
                 for (int h = 0; h < 2; ++h)
                     for (int j = 0; j < 2; ++j) {
-                        const int64_t at = int64_t{2 * p + h} * kALd + 16 * j;
-                        const int n = (h ? n1 : n0) - 16 * j;
+                        const int r = 2 * p + h, n = r < s.rows ? cols.seen(r, c + 16 * j) : 0;
+                        const int64_t at = int64_t{r} * kALd + 16 * j;
                         weight[h][j] = d[h][j] = set1(0.0f);
-                        if (n <= 0) continue;
+                        if (n == 0) continue;
                         weight[h][j] = exp_of_score(sub(load(block_at(scores, c, 1) + at), lse[h]));
                         if (n < 16) weight[h][j] = first_lanes(weight[h][j], n);
                         d[h][j] = mul(mul(weight[h][j], set1(scale)), sub(load(block_at(dp, c, 1) + at), delta[h]));
@@ -232,12 +218,7 @@ static void attention_backward_bf16(const AttentionShare& whole, float* scratch)
                 }
                 for (int h = 0; h < 2; ++h)
                     store_pairs(block_at(ds, c, 2) + int64_t{2 * p + h} * kALd, d[h][0], d[h][1]);
-            };
-            const int own = cols.first + 2 * p + 1;
-            for_panels(cols, 2 * p, [&](int c, int n) {
-                if (2 * p >= s.rows) return make(c, 0, 0);
-                make(c, n, !second ? 0 : c < prompt ? n : own + 1 - (c - prompt) < kNR ? own + 1 - (c - prompt) : kNR);
-            });
+            }
         }
         weigh_block_bf16(s, cols, ds, 3, s.dq, s.width);
         for (int c = 0; c < cols.end(); c += kNR) {

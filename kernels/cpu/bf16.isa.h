@@ -141,9 +141,8 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
         if (!whole && accumulate)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) edge[i * 32 + j] = C[(m + i) * ldc + j];
-        const auto block = rows > 16     ? width == 16 ? amx_block<2, 1> : amx_block<2, 2>
-                               : width == 16 ? amx_block<1, 1>
-                                         : amx_block<1, 2>;
+        const auto block = rows > 16 ? (width == 16 ? amx_block<2, 1> : amx_block<2, 2>)
+                                     : (width == 16 ? amx_block<1, 1> : amx_block<1, 2>);
         block(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
         if (!whole)
             for (int i = 0; i < rows; ++i)
