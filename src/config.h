@@ -43,13 +43,13 @@ struct TrainConfig {
     bool rslora = false;
     // optimisation
     double lr = 0;  // 0: auto, by model size
-    double beta = 0.25;
+    double beta = 0.1;
     double epochs = 1;
-    int64_t max_steps = 0;           // 0: none
-    int64_t batch_size = 0;          // pairs per optimizer step; 0: auto
-    int64_t micro_batch_tokens = 0;  // 0: auto
-    std::string schedule = "wsd";    // linear, cosine, constant, inverse-sqrt, wsd
-    double warmup = 0.05;            // steps, or a share of all steps when below 1
+    int64_t max_steps = 0;            // 0: none
+    int64_t batch_size = 0;           // pairs per optimizer step; 0: auto
+    int64_t micro_batch_tokens = 0;   // 0: auto
+    std::string schedule = "linear";  // linear, cosine, constant, inverse-sqrt, wsd
+    double warmup = 0.05;             // steps, or a share of all steps when below 1
     double weight_decay = 0;
     double clip = 1;  // largest global gradient norm; 0: none
     uint64_t seed = 0;

@@ -98,6 +98,10 @@ std::string usage_message(const CLI::ParseError& e, CLI::App& app, const std::ve
             if (word.rfind("-", 0) == 0 && word.size() > 1) return unknown_word(word, app);
         return unknown_word(extras.front(), app);
     }
+    if (dynamic_cast<const CLI::ArgumentMismatch*>(&e))
+        for (const CLI::Option* option : app.get_options())
+            if (option->get_items_expected_max() == 1 && option->count() > 1)
+                return fmt::format("{} is given {} times, and takes one value", option->get_name(), option->count());
     return e.what();
 }
 

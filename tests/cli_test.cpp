@@ -232,7 +232,7 @@ TEST_CASE("wrong usage: exit code 2 and the nearest right word") {
     place.refused({"train", place.data, "--learning-rate", "1e-3"}, 2, {"--learning-rate", "--lr"});
     place.refused({"train", place.data, "--lora-rnk", "8"}, 2, {"--lora-rnk", "--lora-rank"});
     place.refused({"train", place.data, "--lr"}, 2, {"--lr"});
-    place.refused({"train", place.data, "--lr", "1e-3", "--lr", "1e-4"}, 2, {"--lr"});
+    place.refused({"train", place.data, "--lr", "1e-3", "--lr", "1e-4"}, 2, {"--lr is given 2 times"});
     place.refused({"train", place.data, place.data}, 2, {"one word too many"});
     place.refused({"train"}, 2, {"DATA"});
     place.refused({"eval"}, 2, {"DATA"});

@@ -120,7 +120,7 @@ TEST_CASE("config.json holds every field but out and resume") {
     }
     CHECK(json["lr"] == "auto");
     CHECK(json["max-steps"] == "none");
-    CHECK(json["beta"] == 0.25);
+    CHECK(json["beta"] == 0.1);
 }
 
 TEST_CASE("a difference of one bit in any number is seen") {
@@ -265,10 +265,10 @@ TEST_CASE("defaults by model size and number of pairs") {
         CHECK(c.save_every >= 1);
         return c;
     };
-    CHECK(resolved("135M", 500).lr == 3e-4);
+    CHECK(resolved("135M", 500).lr == 5e-4);
     CHECK(resolved("135M", 300).lr == 1e-3);  // 38 steps
     CHECK(resolved("135M", 500).batch_size == 8);
-    CHECK(resolved("135M", 20000).lr == 3e-4);
+    CHECK(resolved("135M", 20000).lr == 5e-4);
     CHECK(resolved("135M", 20000).batch_size == 32);
     CHECK(resolved("360M", 500).lr == 4e-4);
     CHECK(resolved("1.7B", 500).lr == 2e-4);
