@@ -94,9 +94,10 @@ void say_setup(const TrainSetup& setup, const TrainPlan& plan, Call& call) {
         if (c.eval == "auto") break;
     }
     for (const std::string& line : setup.choices) call.log->info(line);
-    call.log->info("beta {:g}, {} schedule, warm-up {} steps, rank {}, alpha {:g}, seed {}, semantics {}, nll-scope {}",
-                   c.beta, c.schedule, c.warmup_steps(setup.steps), c.lora_rank, c.lora_alpha, c.seed, c.semantics,
-                   c.nll_scope);
+    const int64_t warmup = c.warmup_steps(setup.steps);
+    call.log->info("beta {:g}, {} schedule, warm-up {} {}, rank {}, alpha {:g}, seed {}, semantics {}, nll-scope {}",
+                   c.beta, c.schedule, warmup, warmup == 1 ? "step" : "steps", c.lora_rank, c.lora_alpha, c.seed,
+                   c.semantics, c.nll_scope);
     call.log->info("{} steps of {} pairs, at most {} tokens at once; memory:\n{}", setup.steps, c.batch_size,
                    plan.max_tokens, plan_text(plan));
 }
