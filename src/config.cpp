@@ -112,11 +112,12 @@ std::vector<std::string> resolve_defaults(TrainConfig& config, const ModelConfig
     if (config.lr == 0) {
         const int64_t parameters = parameter_count(model);
         const bool small = parameters < 250'000'000, middle = parameters < 800'000'000;
-        config.lr = small ? (steps < 50 ? 1e-3 : 5e-4) : middle ? 4e-4 : 2e-4;
+        const double few_steps = 1e-3, many_steps = 5e-4;
+        config.lr = small ? (steps < 50 ? few_steps : many_steps) : middle ? 4e-4 : 2e-4;
         lines.push_back(fmt::format("lr {}: a model of {} million parameters{}", config.lr, parameters / 1'000'000,
                                     !small       ? ""
-                                    : steps < 50 ? fmt::format(", {} steps (5e-4 from 50 on)", steps)
-                                                 : fmt::format(", {} steps (1e-3 below 50)", steps)));
+                                    : steps < 50 ? fmt::format(", {} steps ({} from 50 on)", steps, many_steps)
+                                                 : fmt::format(", {} steps ({} below 50)", steps, few_steps)));
     }
     if (config.eval_every == 0) {
         // Evaluating a pair costs about a third of training it: as often as keeps evaluation below a fifth of the run,

@@ -15,7 +15,7 @@ namespace orpo {
 
 struct EvaluateOptions {
     Objective objective;
-    double beta = 0.1;          // for TRL's names; the beta-free metrics do not read it
+    double beta = 0;            // for TRL's names; the beta-free metrics do not read it
     int max_tokens = 2048;      // of a micro-batch: at least the longest pair's packed_rows()
     bool score_prompt = false;  // prompt_logp of every record, also where the loss does not count it
 };
