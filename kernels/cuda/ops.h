@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "kernels/batch.h"
-#include "kernels/cuda/bf16.h"
+#include "kernels/bf16.h"
 
 struct CUstream_st;
 

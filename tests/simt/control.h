@@ -1,7 +1,7 @@
 // Launchers of control.cu.
 #pragma once
 
-#include "kernels/cuda/bf16.h"
+#include "kernels/bf16.h"
 
 namespace orpo::cuda {
 

@@ -52,7 +52,7 @@ struct Counted {
         cuda::StandinOptions counted;
         counted.bytes = card, counted.counted = true;
         device = cuda::StandinDevice::make(counted);
-        using K = cuda::Cuda<cuda::bf16>;
+        using K = cuda::Cuda<bf16>;
         engine =
             std::make_unique<EngineOf<K>>(std::make_unique<K>(device, &plan), "counted", config, &weights, options);
     }
@@ -198,7 +198,7 @@ TEST_CASE("the real 135M: one optimizer step on one short pair equals the CPU's"
     CHECK(relative_error(fp32.gradients, want.gradients) <= 3e-5);  // 30 layers of rounding on either side
     CHECK(relative_error(fp32.parameters, want.parameters) <= 1e-4);
 
-    const Step bf16 = on_standin(cuda::bf16{}, "bf16");
+    const Step bf16 = on_standin(orpo::bf16{}, "bf16");
     MESSAGE("bf16: loss ", bf16.loss, ", cosine of gradients ", cosine(bf16.gradients, want.gradients));
     CHECK(std::abs(bf16.loss - want.loss) <= 5e-3);
     CHECK(cosine(bf16.gradients, want.gradients) >= 0.995);

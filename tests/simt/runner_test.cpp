@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/device.cuh"
 
+using namespace orpo;
 using namespace orpo::cuda;
 
 namespace {

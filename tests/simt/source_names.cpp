@@ -63,8 +63,8 @@ std::string kernel_name(const std::string& demangled) {
         while (++end < demangled.size() && depth > 0);
     }
     std::string name = demangled.substr(begin, end - begin);
-    const std::string space = "orpo::cuda::";
-    for (size_t i; (i = name.find(space)) != std::string::npos;) name.erase(i, space.size());
+    for (const std::string space : {"orpo::cuda::", "orpo::"})
+        for (size_t i; (i = name.find(space)) != std::string::npos;) name.erase(i, space.size());
     return name;
 }
 

@@ -17,7 +17,7 @@ struct Frame {
 // Innermost frame first. Asks addr2line (binutils: wherever a compiler is); empty lists where it cannot be run.
 std::map<uintptr_t, std::vector<Frame>> name_addresses(const std::set<uintptr_t>& addresses);
 
-// "void orpo::cuda::(anonymous namespace)::rmsnorm_kernel<3, orpo::cuda::bf16>(int, ...)" -> "rmsnorm_kernel<3, bf16>";
+// "void orpo::cuda::(anonymous namespace)::rmsnorm_kernel<3, orpo::bf16>(int, ...)" -> "rmsnorm_kernel<3, bf16>";
 // empty when it is no kernel. Device compilers write the namespace as _GLOBAL__N__..., which goes as well.
 std::string kernel_name(const std::string& demangled);
 
