@@ -18,8 +18,8 @@
 // A backend may also have push_range(name, number) and pop_range(), for profilers (kernels/range.h).
 //
 //   operation          formula                                                     FLOPs               elements moved
-//   linear             y = x W^T                                                   2 N in out          N(in+out) + W
-//   linear_backward    dx = dy W                                                   2 N in out          N(in+out) + W
+//   linear             y = x W^T + low-rank terms                                  2 N in out          N(in+out) + W
+//   linear_backward    dx = dy W + low-rank terms                                  2 N in out          N(in+out) + W
 //   gemm_nt            C = a A B^T + (accumulate ? C : 0)                          2 M N K             MK + NK + MN
 //   gemm_nn            C = a A B   + (accumulate ? C : 0)                          2 M N K             MK + KN + MN
 //   gemm_tn            C += A^T B, C in F                                          2 M N K             KM + KN + 2MN
@@ -52,9 +52,11 @@
 #include <concepts>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 
 #include "kernels/batch.h"
+#include "kernels/low_rank.h"
 #include "kernels/memory.h"
 
 namespace orpo {
@@ -103,7 +105,8 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
                            double* d, const double* cd, const typename K::Weight& W, typename K::Batch& wb,
                            const typename K::Batch& b, const MicroBatch& mb, const RowReader& reader, Limits limits,
                            HeadShape h, int n, int64_t n64, double s, bool flag, uint32_t u, const AdamwSlot* slots,
-                           std::string name, const Draw& draw, int32_t* ids) {
+                           std::string name, const Draw& draw, int32_t* ids,
+                           std::span<const LowRank<typename K::T>> added) {
     // --- memory: all of it before the first step. While planning, allocate returns null and write/zero do nothing.
     { k.planning() } -> std::convertible_to<bool>;
     { k.memory() } -> std::convertible_to<const MemoryTable&>;
@@ -128,7 +131,9 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     // Runs f. What f launches depends on name and the batch's sizes alone, so a device may record it and replay it.
     k.once(name, b, std::function<void()>());
 
-    // --- products.  N, x (N, in), W (out, in), y (N, out)
+    // --- products.  N, x (N, in), W (out, in), y (N, out), terms ordered by row, every row in one run of rows at most
+    k.linear(n, x, W, y, added);
+    k.linear_backward(n, x, W, y, added);
     k.linear(n, x, W, y);
     k.linear_backward(n, x, W, y);
     // M, N, K, a, A (M, K) lda, B (N, K) ldb, C (M, N) ldc, accumulate

@@ -211,16 +211,16 @@ class Transformer {
     // --- the adapted linears
     // y = x W^T + S B^T,  S = s dropout(x) A^T.    x (N, in), y (N, out)
     void linear(int l, Group g, const typename K::Weight& W, const T* x, T* y) {
-        k_.linear(batch_->N, x, W, y);
-        const LoraGroup& group = lora_.group(l, g);
-        if (group.width == 0) return;
         lora_in(l, g, x);
-        const int R = lora_.R();
+        const LoraGroup& group = lora_.group(l, g);
+        added_.clear();
         for (const SlotRun& run : batch_->runs)
-            for (const LoraTarget& t : group.targets)
-                k_.gemm_nt(run.rows, t.out, R, 1, saved(l).S[g] + int64_t{run.first} * group.width + t.rank_offset,
-                           group.width, params(run.slot) + t.b, R, y + int64_t{run.first} * group.out + t.out_offset,
-                           group.out, true);
+            for (const LoraTarget& t : group.targets) {
+                const T* S = saved(l).S[g] + int64_t{run.first} * group.width + t.rank_offset;
+                added_.push_back({run.first, run.rows, t.out_offset, t.out, lora_.R(), S, group.width,
+                                  params(run.slot) + t.b, lora_.R()});
+            }
+        k_.linear(batch_->N, x, W, y, added_);
     }
     void lora_in(int l, Group g, const T* x) {
         const LoraGroup& group = lora_.group(l, g);
@@ -235,12 +235,12 @@ class Transformer {
 
     // dB += dy^T S;  dS = s dy B;  dA += dS^T dropout(x);  dx = dy W + dropout(dS A).    dx may be null.
     void linear_backward(int l, Group g, const typename K::Weight& W, const T* x, const T* dy, T* dx) {
-        if (dx) k_.linear_backward(batch_->N, dy, W, dx);
         const LoraGroup& group = lora_.group(l, g);
-        if (group.width == 0) return;
         const int R = lora_.R();
+        added_.clear();
         for (const SlotRun& run : batch_->runs) {
-            const LoraSlot& slot = slots_[run.slot];
+            if (group.width == 0) break;
+            const double scale = slots_[run.slot].scale;
             const int64_t first = run.first;
             const T* S = saved(l).S[g] + first * group.width;
             const T* xd = dropped(l, g, run, x) + first * group.in;
@@ -250,24 +250,32 @@ class Transformer {
             for (const LoraTarget& t : group.targets) {
                 const T* dyt = dy + first * group.out + t.out_offset;
                 k_.gemm_tn(t.out, R, run.rows, dyt, group.out, S + t.rank_offset, group.width, grads + t.b, R);
-                k_.gemm_nn(run.rows, R, t.out, slot.scale, dyt, group.out, p + t.b, R, dS + t.rank_offset, group.width,
+                k_.gemm_nn(run.rows, R, t.out, scale, dyt, group.out, p + t.b, R, dS + t.rank_offset, group.width,
                            false);
             }
             k_.gemm_tn(group.width, group.in, run.rows, dS, group.width, xd, group.in, grads + group.a, group.in);
-            if (!dx) continue;
-            const bool dropping = slot.dropout > 0;
-            k_.gemm_nn(run.rows, group.in, group.width, 1, dS, group.width, p + group.a, group.in,
-                       (dropping ? ddropped_ : dx) + first * group.in, group.in, !dropping);
-            if (dropping)
-                k_.dropout_add(*batch_, run.first, run.rows, group.in, slot.dropout, tensor(l, g), ddropped_, dx);
+            if (!dropping(run.slot))
+                added_.push_back(
+                    {run.first, run.rows, 0, group.in, group.width, dS, group.width, p + group.a, group.in});
+        }
+        if (!dx) return;
+        k_.linear_backward(batch_->N, dy, W, dx, added_);
+        for (const SlotRun& run : batch_->runs) {
+            if (group.width == 0 || !dropping(run.slot)) continue;
+            const int64_t first = run.first;
+            k_.gemm_nn(run.rows, group.in, group.width, 1, dS_ + first * group.width, group.width,
+                       params(run.slot) + group.a, group.in, ddropped_ + first * group.in, group.in, false);
+            k_.dropout_add(*batch_, run.first, run.rows, group.in, slots_[run.slot].dropout, tensor(l, g), ddropped_,
+                           dx);
         }
     }
+    bool dropping(int slot) const { return mode_ == Mode::kTrain && slots_[slot].dropout > 0; }
 
     // The input of A: x itself, or a copy whose rows of this run are dropped out.
     const T* dropped(int l, Group g, const SlotRun& run, const T* x) {
-        const LoraSlot& slot = slots_[run.slot];
-        if (mode_ != Mode::kTrain || slot.dropout <= 0) return x;
-        k_.dropout(*batch_, run.first, run.rows, lora_.group(l, g).in, slot.dropout, tensor(l, g), x, dropped_);
+        if (!dropping(run.slot)) return x;
+        k_.dropout(*batch_, run.first, run.rows, lora_.group(l, g).in, slots_[run.slot].dropout, tensor(l, g), x,
+                   dropped_);
         return dropped_;
     }
     static uint32_t tensor(int l, Group g) { return static_cast<uint32_t>(l * kGroups + g); }
@@ -292,8 +300,8 @@ class Transformer {
         const bool all = keep == Keep::kAll;
         acts_.resize(cfg_.L);
         int widest_in = 0, widest_group = 0;
-        bool dropping = false;
-        for (const LoraSlot& slot : slots_) dropping |= slot.dropout > 0;
+        bool any_drops = false;
+        for (const LoraSlot& slot : slots_) any_drops |= slot.dropout > 0;
         for (int l = 0; l < cfg_.L; ++l) {
             Saved& a = acts_[l];
             const std::string at = "layer " + std::to_string(l) + " ";
@@ -327,7 +335,7 @@ class Transformer {
         if (keep != Keep::kNothing) {
             dx_ = act("dx", C), wide_ = act("dqkv, dh", std::max<int64_t>(shape_.width(), I));
             dS_ = act("dS", widest_group);
-            if (dropping) dropped_ = act("dropped", widest_in), ddropped_ = act("d dropped", widest_in);
+            if (any_drops) dropped_ = act("dropped", widest_in), ddropped_ = act("d dropped", widest_in);
             U_ = k_.template allocate<T>(Category::kActivations, "head U", int64_t{sizes_.heads} * C);
             coefficients_ = k_.template allocate<double>(Category::kActivations, "coefficients", sizes_.heads);
         }
@@ -370,6 +378,7 @@ class Transformer {
 
     // The micro-batch of the last forward().
     const Batch* batch_ = nullptr;
+    std::vector<LowRank<T>> added_;  // of the linear that is being made
     const T* adapters_ = nullptr;
     F* gradients_ = nullptr;
     Mode mode_ = Mode::kEvaluate;

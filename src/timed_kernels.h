@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -27,11 +28,12 @@ class Timed : public K {
 
     OperationTimes times;
 
-    void linear(int N, const T* x, const Weight& W, T* y) {
-        count("linear", 2.0 * N * W.rows * W.cols, [&] { K::linear(N, x, W, y); });
+    void linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added = {}) {
+        count("linear", 2.0 * N * W.rows * W.cols + flops(added), [&] { K::linear(N, x, W, y, added); });
     }
-    void linear_backward(int N, const T* dy, const Weight& W, T* dx) {
-        count("linear_backward", 2.0 * N * W.rows * W.cols, [&] { K::linear_backward(N, dy, W, dx); });
+    void linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added = {}) {
+        count("linear_backward", 2.0 * N * W.rows * W.cols + flops(added),
+              [&] { K::linear_backward(N, dy, W, dx, added); });
     }
     template <class... More>
     void gemm_nt(int M, int N, int C, More... more) {
@@ -86,6 +88,11 @@ class Timed : public K {
         t.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
         t.flops += flops;
         ++t.calls;
+    }
+    static double flops(std::span<const LowRank<T>> added) {
+        double sum = 0;
+        for (const LowRank<T>& t : added) sum += 2.0 * t.rows * t.columns * t.R;
+        return sum;
     }
     // Sum over the rows of how many rows each one sees.
     static double visible(const Batch& b) {

@@ -13,7 +13,7 @@ namespace orpo::cuda {
 namespace {
 
 constexpr int kMostGraphs = 32;  // each holds some device memory; what comes after them runs plainly
-constexpr int kFewRows = 4;  // up to here a product reads W once: gemv
+constexpr int kFewRows = 4;      // up to here a product reads W once: gemv
 
 // Pads are texts of their own at position 0, so that every kernel meets finite numbers and sane indices there (tables
 // of positions may be short); they have no place in the batch, so that nothing of them goes into a sequence's cache.
@@ -155,15 +155,23 @@ void Cuda<Store>::push_range(const char* name, int number) {
 
 // --- products. Row-major throughout.
 template <class Store>
-void Cuda<Store>::linear(int N, const T* x, const Weight& W, T* y) {
+void Cuda<Store>::linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added) {
     const Range range(*this, "linear");
-    if (N <= kFewRows) return gemv<T, T>(stream(), N, W.rows, W.cols, x, W.data, y);
-    gemm_nt(N, W.rows, W.cols, 1, x, W.cols, W.data, W.cols, y, W.rows, false);
+    if (N <= kFewRows)
+        gemv<T, T>(stream(), N, W.rows, W.cols, x, W.data, y);
+    else
+        gemm_nt(N, W.rows, W.cols, 1, x, W.cols, W.data, W.cols, y, W.rows, false);
+    for (const LowRank<T>& t : added)
+        gemm_nt(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, y + int64_t{t.row} * W.rows + t.column, W.rows,
+                true);
 }
 template <class Store>
-void Cuda<Store>::linear_backward(int N, const T* dy, const Weight& W, T* dx) {
+void Cuda<Store>::linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added) {
     const Range range(*this, "linear_backward");
     gemm_nn(N, W.cols, W.rows, 1, dy, W.rows, W.data, W.cols, dx, W.cols, false);
+    for (const LowRank<T>& t : added)
+        gemm_nn(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, dx + int64_t{t.row} * W.cols + t.column, W.cols,
+                true);
 }
 template <class Store>
 void Cuda<Store>::gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,

@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -55,8 +56,8 @@ class Cuda : public CudaMemory<Store> {
     void pop_range() { device_->pop_range(); }
 
     // --- products
-    void linear(int N, const T* x, const Weight& W, T* y);
-    void linear_backward(int N, const T* dy, const Weight& W, T* dx);
+    void linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added = {});
+    void linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added = {});
     void gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
                  bool accumulate);
     void gemm_nn(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,

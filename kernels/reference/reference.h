@@ -66,11 +66,17 @@ class Reference {
     void once(const std::string&, const Batch&, const std::function<void()>& f) { f(); }
 
     // --- products
-    void linear(int N, const T* x, const Weight& W, T* y) {
+    void linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added = {}) {
         gemm_nt(N, W.rows, W.cols, 1, x, W.cols, W.data, W.cols, y, W.rows, false);
+        for (const LowRank<T>& t : added)
+            gemm_nt(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, y + int64_t{t.row} * W.rows + t.column, W.rows,
+                    true);
     }
-    void linear_backward(int N, const T* dy, const Weight& W, T* dx) {
+    void linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added = {}) {
         gemm_nn(N, W.cols, W.rows, 1, dy, W.rows, W.data, W.cols, dx, W.cols, false);
+        for (const LowRank<T>& t : added)
+            gemm_nn(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, dx + int64_t{t.row} * W.cols + t.column, W.cols,
+                    true);
     }
     void gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
                  bool accumulate) {
