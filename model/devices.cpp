@@ -99,12 +99,10 @@ std::string resolve_device(const std::string& wanted) {
 }
 
 std::string resolve_dtype(const std::string& wanted, const std::string& device) {
-    if (wanted != "auto") return wanted;
+    if (wanted == "fp32" || wanted == "bf16") return wanted;
+    if (wanted != "auto") throw Error(Exit::kUsage, "--dtype " + wanted + ": it is auto, fp32 or bf16");
     if (device != "cpu") return "bf16";
-    CpuOptions cpu;
-    cpu.planning = true;
-    cpu.dtype = CpuDtype::kAuto;
-    return Cpu(cpu).bf16() ? "bf16" : "fp32";
+    return has_amx() ? "bf16" : "fp32";
 }
 
 std::string describe_cuda() {
@@ -121,8 +119,8 @@ int64_t device_bytes(const std::string& device) { return look(index_of(device)).
 MemoryTable plan_memory(const DeviceOptions& device, const ModelConfig& config, EngineOptions options) {
     options.planning = true;
     if (device.device == "cpu") return make_engine(device, config, nullptr, options)->memory();
-    if (device.dtype == "fp32") return plan_of<cuda::CudaMemory<float>>(config, options);
-    return plan_of<cuda::CudaMemory<cuda::bf16>>(config, options);
+    return with_dtype(resolve_dtype(device.dtype, device.device),
+                      [&](auto t) { return plan_of<cuda::CudaMemory<decltype(t)>>(config, options); });
 }
 
 namespace {

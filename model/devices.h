@@ -1,10 +1,11 @@
-// Which device a run computes on. The CUDA side is a library (liborpo_cuda.so) that is loaded when a GPU is wanted: next
-// to the program, or where ORPO_CUDA_LIBRARY says.
+// Which device a run computes on. The CUDA side is a library (liborpo_cuda.so) that is loaded when a GPU is wanted:
+// next to the program, or where ORPO_CUDA_LIBRARY says.
 #pragma once
 
 #include <memory>
 #include <string>
 
+#include "kernels/bf16.h"
 #include "model/cuda/entry.h"
 #include "model/engine.h"
 
@@ -16,6 +17,11 @@ std::string resolve_device(const std::string& wanted);
 
 // device as above or "cuda:i"; "auto" becomes "bf16" on a GPU and on processors with AMX, "fp32" elsewhere.
 std::string resolve_dtype(const std::string& wanted, const std::string& device);
+// f(float{}) or f(bf16{}): what a resolved dtype stores activations in.
+template <class Function>
+auto with_dtype(const std::string& resolved, const Function& f) {
+    return resolved == "bf16" ? f(bf16{}) : f(float{});
+}
 
 // One line for people: "NVIDIA H200, sm_90, 143771 MiB", or why there is no GPU to compute on.
 std::string describe_cuda();

@@ -15,10 +15,12 @@ std::unique_ptr<Engine> make_engine(const DeviceOptions& device, const ModelConf
     CpuOptions cpu;
     cpu.threads = device.threads;
     cpu.planning = options.planning;
-    cpu.dtype = parse_dtype(device.dtype);
-    auto k = std::make_unique<Cpu>(cpu);
-    const std::string description = k->description();
-    return std::make_unique<EngineOf<Cpu>>(std::move(k), description, config, weights, options);
+    return with_dtype(resolve_dtype(device.dtype, "cpu"), [&](auto t) -> std::unique_ptr<Engine> {
+        using K = Cpu<decltype(t)>;
+        auto k = std::make_unique<K>(cpu);
+        const std::string description = k->description();
+        return std::make_unique<EngineOf<K>>(std::move(k), description, config, weights, options);
+    });
 }
 
 }  // namespace orpo

@@ -282,15 +282,19 @@ Ceilings cpu_ceilings(const BenchFlags& flags, bool bf16, int threads) {
 }
 
 BenchReport bench_cpu_kernels(const BenchFlags& flags, const BenchShapes& shapes, const DeviceOptions& device) {
-    CpuOptions options;
-    options.threads = device.threads, options.dtype = parse_dtype(device.dtype);
-    Cpu k(options);
-    BenchReport report;
-    report.device = k.description();
-    report.ceilings = cpu_ceilings(flags, k.bf16(), k.threads());
-    BenchOperations<Cpu> operations(k, shapes);
-    report.rows = operations.run([&](const std::function<void()>& work) { return cpu_seconds(flags.repeats, work); });
-    return report;
+    return with_dtype(device.dtype, [&](auto t) {
+        using K = Cpu<decltype(t)>;
+        CpuOptions options;
+        options.threads = device.threads;
+        K k(options);
+        BenchReport report;
+        report.device = k.description();
+        report.ceilings = cpu_ceilings(flags, device.dtype == "bf16", k.threads());
+        BenchOperations<K> operations(k, shapes);
+        report.rows =
+            operations.run([&](const std::function<void()>& work) { return cpu_seconds(flags.repeats, work); });
+        return report;
+    });
 }
 
 }  // namespace orpo

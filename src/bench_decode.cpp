@@ -60,9 +60,7 @@ Exit bench_decode(const BenchFlags& flags, Call& call) {
     const double parameters =
         double(c.L) * (double(c.C) * (2 * attention + 2 * kv) + 3.0 * c.C * c.I) + double(c.V) * c.C;
     const double cached = double(c.L) * 2 * kv * (flags.cached + 2 + flags.new_tokens / 2.0);
-    // On a CPU bf16 is how weights are stored; the cache is fp32.
-    const double weight = device.dtype == "bf16" ? 2 : 4, cache = gpu ? weight : 4;
-    const double bytes = weight * parameters + cache * cached;
+    const double bytes = (device.dtype == "bf16" ? 2 : 4) * (parameters + cached);
     const std::string description = engine->description();
     engine.reset();
     Ceilings ceilings;
@@ -73,9 +71,7 @@ Exit bench_decode(const BenchFlags& flags, Call& call) {
         if (flags.copy_bytes > 0) request.copy_bytes = flags.copy_bytes;
         ceilings = bench_cuda(device.device, request).ceilings;
     } else {
-        CpuOptions cpu;
-        cpu.threads = device.threads, cpu.planning = true;
-        ceilings = cpu_ceilings(flags, false, Cpu(cpu).threads());
+        ceilings = cpu_ceilings(flags, false, device.threads > 0 ? device.threads : physical_cores());
     }
     const double share = bytes / seconds / ceilings.copy_bytes_per_second;
     if (call.common.json) {

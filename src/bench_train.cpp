@@ -56,17 +56,20 @@ std::vector<Shape> step_shapes(const ModelConfig& c, const LoraLayout& lora, int
 }
 
 // Seconds of one such product alone: the best of our kernel and oneDNN's, which holds its weights packed for the shape.
-double best_seconds(Cpu& k, const Shape& s, bool bf16, std::vector<float>& memory) {
+template <class T>
+double best_seconds(Cpu<T>& k, const Shape& s, std::vector<float>& memory) {
     const int64_t a = int64_t{s.M} * s.K, b = int64_t{s.N} * s.K, c = int64_t{s.M} * s.N;
     if (static_cast<int64_t>(memory.size()) < a + b + c) memory.resize(a + b + c, 0.01f);
-    float *A = memory.data(), *B = A + a, *C = B + b;
+    // The bits of 0.01f are ordinary numbers as two bf16, too.
+    T *A = reinterpret_cast<T*>(memory.data()), *B = A + a, *C = B + b;
+    float* sums = memory.data() + a + b;
     const std::string what = s.what;
-    std::unique_ptr<Cpu> scratch;  // holds one weight
-    Cpu::Weight W;
+    std::unique_ptr<Cpu<T>> scratch;  // holds one weight
+    typename Cpu<T>::Weight W;
     const bool forward = what == "linear", backward = what == "linear_backward";
     if (forward || backward) {
         CpuOptions options = k.options();
-        scratch = std::make_unique<Cpu>(options);
+        scratch = std::make_unique<Cpu<T>>(options);
         scratch->reserve(k.limits());
         const int rows = forward ? s.N : s.K, cols = forward ? s.K : s.N;
         W = scratch->prepare("W", rows, cols, forward ? kForward : kBackward,
@@ -77,7 +80,7 @@ double best_seconds(Cpu& k, const Shape& s, bool bf16, std::vector<float>& memor
         if (backward) scratch->linear_backward(s.M, A, W, C);
         if (what == "lora x A^T" || what == "lora S B^T") k.gemm_nt(s.M, s.N, s.K, 1, A, s.K, B, s.K, C, s.N, false);
         if (what == "lora dS A" || what == "lora dy B") k.gemm_nn(s.M, s.N, s.K, 1, A, s.K, B, s.N, C, s.N, false);
-        if (what == "lora dA" || what == "lora dB") k.gemm_tn(s.M, s.N, s.K, A, s.M, B, s.N, C, s.N);
+        if (what == "lora dA" || what == "lora dB") k.gemm_tn(s.M, s.N, s.K, A, s.M, B, s.N, sums, s.N);
     };
     double best = 1e30;
     for (int i = 0; i < 4; ++i) {
@@ -86,15 +89,16 @@ double best_seconds(Cpu& k, const Shape& s, bool bf16, std::vector<float>& memor
         best = std::min(best, seconds_since(start));
     }
     scratch.reset();
-    return std::min(best, onednn_seconds(s.M, s.N, s.K, bf16, k.threads(), 4));
+    return std::min(best, onednn_seconds(s.M, s.N, s.K, sizeof(T) == 2, k.threads(), 4));
 }
 
 // FLOP/s of all products of the step over the time that each takes alone.
-double measure_ceiling(Cpu& k, const std::vector<Shape>& shapes, bool bf16) {
+template <class T>
+double measure_ceiling(Cpu<T>& k, const std::vector<Shape>& shapes) {
     std::vector<float> memory;
     double flops = 0, seconds = 0;
     for (const Shape& s : shapes) {
-        seconds += s.times * best_seconds(k, s, bf16, memory);
+        seconds += s.times * best_seconds(k, s, memory);
         flops += s.times * s.flops();
     }
     return flops / seconds;
@@ -110,17 +114,19 @@ double gpu_ceiling(const BenchFlags& flags, const DeviceOptions& device) {
 
 double cpu_ceiling(const ModelConfig& config, const LoraLayout& lora, const EngineOptions& options,
                    const DeviceOptions& device) {
-    CpuOptions cpu;
-    cpu.threads = device.threads, cpu.dtype = parse_dtype(device.dtype);
-    Cpu k(cpu);
-    k.reserve({options.sizes.tokens,
-               options.sizes.heads,
-               config.C,
-               config.I,
-               config.V,
-               {config.H, config.KV, config.HS},
-               true});
-    return measure_ceiling(k, step_shapes(config, lora, options.sizes.tokens, options.sizes.heads), k.bf16());
+    return with_dtype(device.dtype, [&](auto t) {
+        CpuOptions cpu;
+        cpu.threads = device.threads;
+        Cpu<decltype(t)> k(cpu);
+        k.reserve({options.sizes.tokens,
+                   options.sizes.heads,
+                   config.C,
+                   config.I,
+                   config.V,
+                   {config.H, config.KV, config.HS},
+                   true});
+        return measure_ceiling(k, step_shapes(config, lora, options.sizes.tokens, options.sizes.heads));
+    });
 }
 
 // The loss of the pairs with the adapters at zero.

@@ -69,21 +69,24 @@ Exit profile(const BenchFlags& flags, Call& call) {
                             subject.name, subject.config.L, describe_cuda(), tokens, seconds * 1e3));
         return Exit::kDone;
     }
-    CpuOptions cpu;
-    cpu.threads = device.threads, cpu.dtype = parse_dtype(device.dtype);
-    auto k = std::make_unique<Timed<Cpu>>(cpu);
-    const std::string description = k->description();
-    EngineOf<Timed<Cpu>> engine(std::move(k), description, subject.config, subject.weights.get(), options);
-    start_adapters(engine);
-    run_step(engine, batches, 1);
-    double best = 1e30;
-    OperationTimes times;
-    for (int i = 0; i < flags.steps; ++i) {
-        engine.kernels().times.clear();
-        const double seconds = run_step(engine, batches, i + 2);
-        if (seconds < best) best = seconds, times = engine.kernels().times;
-    }
-    print_cpu(times, best, subject, description, tokens, call.common.json);
+    with_dtype(device.dtype, [&](auto t) {
+        using K = Timed<Cpu<decltype(t)>>;
+        CpuOptions cpu;
+        cpu.threads = device.threads;
+        auto k = std::make_unique<K>(cpu);
+        const std::string description = k->description();
+        EngineOf<K> engine(std::move(k), description, subject.config, subject.weights.get(), options);
+        start_adapters(engine);
+        run_step(engine, batches, 1);
+        double best = 1e30;
+        OperationTimes times;
+        for (int i = 0; i < flags.steps; ++i) {
+            engine.kernels().times.clear();
+            const double seconds = run_step(engine, batches, i + 2);
+            if (seconds < best) best = seconds, times = engine.kernels().times;
+        }
+        print_cpu(times, best, subject, description, tokens, call.common.json);
+    });
     return Exit::kDone;
 }
 

@@ -91,7 +91,7 @@ TEST_CASE("AdamW is PyTorch's over 100 steps") {
             CpuOptions options;
             options.isa = isa;
             try {
-                Cpu cpu(options);
+                Cpu<float> cpu(options);
                 follow(cpu, entry, 1e-6);
             } catch (const Error& error) {
                 MESSAGE("skipped: ", error.what());

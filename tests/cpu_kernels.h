@@ -87,6 +87,17 @@ inline MicroBatch pairs_of(const std::vector<std::array<int, 3>>& lengths, int V
     return mb;
 }
 
+// Terms on rows [3, 3 + 9) and [15, N), of ranks and columns that fit no panel. S (N, 2 R), B (columns, R) and
+// A (R, columns): anything long enough.
+template <class T>
+std::vector<LowRank<T>> some_terms(int N, int columns, int R, const T* S, const T* B, bool turned) {
+    std::vector<LowRank<T>> terms;
+    for (const auto& [row, rows] : {std::pair{3, 9}, {15, N - 15}})
+        for (const auto& [from, to, at] : {std::tuple{5, columns / 2 + 3, 0}, {columns / 2 + 3, columns, R}})
+            terms.push_back({row, rows, from, to - from, R, S + row * 2 * R + at, 2 * R, B + at, turned ? columns : R});
+    return terms;
+}
+
 template <class K>
 typename K::Batch batch_of(K& k, const MicroBatch& mb) {
     auto b = k.make_batch(int(mb.ids.size()), int(mb.pairs.size()), int(mb.heads.size()));

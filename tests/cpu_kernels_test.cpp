@@ -52,9 +52,9 @@ TEST_CASE("products equal the reference, leave their surroundings alone, and do 
             ref.gemm_tn(M, N, K, wide(xt).data(), M, wide(wt).data(), N, tn.data(), N);
             Floats first_y, first_dx, first_nt, first_tn;
             for (const int threads : {1, 2, 3, 7}) {
-                Cpu k({threads, isa});
+                Cpu<float> k({threads, isa});
                 k.reserve(limits(M, shape, K, N, 64));
-                const Cpu::Weight W = weight(k, N, K, w);
+                const Cpu<float>::Weight W = weight(k, N, K, w);
                 Floats got_y(M * N + 1, kSentinel), got_dx(M * K + 1, kSentinel);
                 k.linear(M, x.data(), W, got_y.data());
                 k.linear_backward(M, dy.data(), W, got_dx.data());
@@ -115,7 +115,7 @@ TEST_CASE("a product's element is chains of 96 multiply-adds, added up: AVX2 and
                 expect[m * N + n] += sum;
             }
     for (const char* isa : {"avx2", "avx512"}) {
-        Cpu k({2, isa});
+        Cpu<float> k({2, isa});
         k.reserve(limits(M, {3, 1, 64}, K, N, 64));
         Floats y(M * N);
         k.linear(M, x.data(), weight(k, N, K, w), y.data());
@@ -131,7 +131,7 @@ TEST_CASE("layers equal the reference") {
             const int N = 19;
             const Floats x = noise(N * C, 1), d = noise(N * C, 2), w = noise(C, 3), dy = noise(N * C, 4);
             Oracle ref;
-            Cpu k({2, isa});
+            Cpu<float> k({2, isa});
             Floats x2(N * C), y(N * C), r(N), dx = d, again(N * C);
             Doubles x2d(N * C), yd(N * C), rd(N), dxd = wide(d);
             ref.add_rmsnorm(N, C, 1e-5, wide(x).data(), wide(d).data(), wide(w).data(), x2d.data(), yd.data(),
@@ -171,7 +171,7 @@ TEST_CASE("layers equal the reference") {
 
 TEST_CASE("swiglu at the ends of the range, and a NaN that stays one") {
     for (const std::string& isa : instruction_sets()) {
-        Cpu k({1, isa});
+        Cpu<float> k({1, isa});
         const float inf = INFINITY, nan = NAN;
         const Floats gu = {-200, 200, -88.5f, 0, nan, 1, 1, -inf, 1, 1, 1, 1, 1, nan, inf, 1};
         Floats h(8);
@@ -196,7 +196,7 @@ TEST_CASE("rope, dropout, embedding and decoding equal the reference") {
     for (const std::string& isa : instruction_sets()) {
         CAPTURE(isa);
         Oracle ref;
-        Cpu k({2, isa});
+        Cpu<float> k({2, isa});
         k.reserve(limits(N, shape, C, C, V));
         const auto rb = batch_of(ref, mb);
         const auto b = batch_of(k, mb);
@@ -254,7 +254,7 @@ TEST_CASE("attention equals the reference, for any threads and in any company") 
             ref.attention_backward(rb, shape, wide(qkv).data(), od.data(), lsed.data(), wide(d_o).data(), dqkvd.data());
             Floats first_o, first_dqkv;
             for (const int threads : {1, 2, 3}) {
-                Cpu k({threads, isa});
+                Cpu<float> k({threads, isa});
                 k.reserve(limits(N, shape, 64, 64, 64));
                 const auto b = batch_of(k, mb);
                 Floats o(N * O, NAN), lse(N * shape.H, NAN), dqkv(N * W, NAN);
@@ -268,7 +268,7 @@ TEST_CASE("attention equals the reference, for any threads and in any company") 
                 CHECK(dqkv == first_dqkv);
             }
             // The last pair alone.
-            Cpu k({2, isa});
+            Cpu<float> k({2, isa});
             const PairSpan& p = mb.pairs.back();
             const int rows = p.end - p.begin;
             k.reserve(limits(rows, shape, 64, 64, 64));
@@ -306,7 +306,7 @@ TEST_CASE("the head equals the reference, also for confident tokens; scatter, or
         CAPTURE(isa);
         Doubles first;
         for (const int threads : {1, 2, 3}) {
-            Cpu k({threads, isa});
+            Cpu<float> k({threads, isa});
             k.reserve(limits(N, shape, C, C, V));
             const auto b = batch_of(k, mb);
             const auto W = weight(k, V, C, w);
@@ -339,7 +339,7 @@ TEST_CASE("AdamW and the squared norm equal the reference over 20 steps") {
     const int64_t n = 40001;
     for (const std::string& isa : instruction_sets()) {
         CAPTURE(isa);
-        Cpu k({2, isa});
+        Cpu<float> k({2, isa});
         Oracle ref;
         Floats p = noise(slots * n, 1), m(slots * n), v(slots * n);
         Doubles pd = wide(p), md(slots * n), vd(slots * n);
@@ -368,7 +368,7 @@ TEST_CASE("a plan lists what a real run allocates") {
     const auto build = [](bool planning) {
         CpuOptions options;
         options.threads = 2, options.planning = planning;
-        Cpu k(options);
+        Cpu<float> k(options);
         k.reserve(limits(100, {6, 2, 64}, 384, 1024, 5000));
         const Floats w = noise(300 * 20, 1);
         weight(k, 300, 20, w);
@@ -377,6 +377,38 @@ TEST_CASE("a plan lists what a real run allocates") {
         return k.memory().bytes();
     };
     CHECK(build(true) == build(false));
+}
+
+TEST_CASE("low-rank terms are added inside a linear, or behind it when they are too wide") {
+    const int N = 60, in = 700, out = 150;
+    for (const std::string& isa : instruction_sets())
+        for (const int R : {1, 16, 300}) {
+            CAPTURE(isa);
+            CAPTURE(R);
+            const Floats x = noise(N * in, 1), w = noise(out * in, 2, 0.1), dy = noise(N * out, 3);
+            const Floats S = noise(N * 2 * R, 4), B = noise(int64_t{2} * R * in, 5);
+            const Doubles Sd = wide(S), Bd = wide(B);
+            Oracle ref;
+            Doubles y(N * out), dx(N * in);
+            const auto forward = some_terms(N, out, R, Sd.data(), Bd.data(), false);
+            const auto back = some_terms(N, in, R, Sd.data(), Bd.data(), true);
+            ref.linear(N, wide(x).data(), {out, in, wide(w).data()}, y.data(), forward);
+            ref.linear_backward(N, wide(dy).data(), {out, in, wide(w).data()}, dx.data(), back);
+            Floats first_y, first_dx;
+            for (const int threads : {1, 3}) {
+                Cpu<float> k({threads, isa});
+                k.reserve(limits(N, {3, 1, 64}, in, out, 64));
+                const auto W = weight(k, out, in, w);
+                Floats got_y(N * out), got_dx(N * in);
+                k.linear(N, x.data(), W, got_y.data(), some_terms(N, out, R, S.data(), B.data(), false));
+                k.linear_backward(N, dy.data(), W, got_dx.data(), some_terms(N, in, R, S.data(), B.data(), true));
+                CHECK(error(got_y, y) <= 2e-6);
+                CHECK(error(got_dx, dx) <= 2e-6);
+                if (threads == 1) first_y = got_y, first_dx = got_dx;
+                CHECK(got_y == first_y);
+                CHECK(got_dx == first_dx);
+            }
+        }
 }
 
 TEST_CASE("an instruction set that does not exist is refused") {

@@ -45,7 +45,7 @@ std::vector<float> whole_pass(Engine& engine, const std::vector<int32_t>& ids) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("greedy with the cache equals a whole pass for every token", K, Reference<float>, Cpu) {
+TEST_CASE_TEMPLATE("greedy with the cache equals a whole pass for every token", K, Reference<float>, Cpu<float>) {
     const auto engine = tiny_engine<K>(3), fresh = tiny_engine<K>(1);
     std::vector<std::vector<int32_t>> prompts;
     for (int i = 0; i < 7; ++i) prompts.push_back(random_ids("prompt" + std::to_string(i), 1 + 3 * i, 97));
@@ -64,7 +64,7 @@ TEST_CASE_TEMPLATE("greedy with the cache equals a whole pass for every token", 
     }
 }
 
-TEST_CASE_TEMPLATE("logits of decode equal those of a whole pass", K, Reference<float>, Cpu) {
+TEST_CASE_TEMPLATE("logits of decode equal those of a whole pass", K, Reference<float>, Cpu<float>) {
     const auto engine = tiny_engine<K>(2), fresh = tiny_engine<K>(1);
     const auto ids = random_ids("text", 20, 97);
     whole_pass(*engine, {ids.begin(), ids.begin() + 5});
@@ -86,22 +86,22 @@ TEST_CASE("a sequence does not depend on what runs beside it; seeds differ; limi
     for (int i = 0; i < 5; ++i) prompts.push_back(random_ids("prompt" + std::to_string(i), 2 + i, 97));
     Sampling sampling;
     sampling.max_tokens = 20, sampling.temperature = 1, sampling.seed = 5;
-    const auto together = generate(*tiny_engine<Cpu>(5), nullptr, prompts, sampling);
-    const auto apart = generate(*tiny_engine<Cpu>(2), nullptr, prompts, sampling);
+    const auto together = generate(*tiny_engine<Cpu<float>>(5), nullptr, prompts, sampling);
+    const auto apart = generate(*tiny_engine<Cpu<float>>(2), nullptr, prompts, sampling);
     for (size_t i = 0; i < prompts.size(); ++i) CHECK(together[i].ids == apart[i].ids);
     sampling.seed = 6;
-    CHECK(generate(*tiny_engine<Cpu>(5), nullptr, prompts, sampling)[0].ids != together[0].ids);
+    CHECK(generate(*tiny_engine<Cpu<float>>(5), nullptr, prompts, sampling)[0].ids != together[0].ids);
     // A stop id ends a sequence and is not part of it.
     sampling.seed = 5;
     sampling.stop_ids = {together[0].ids[4]};
-    const auto stopped = generate(*tiny_engine<Cpu>(1), nullptr, std::span(prompts).first(1), sampling);
+    const auto stopped = generate(*tiny_engine<Cpu<float>>(1), nullptr, std::span(prompts).first(1), sampling);
     CHECK(stopped[0].stopped);
     CHECK(stopped[0].ids.size() <= 4);
     // The longest sequence that the engine holds: 10 tokens and the one drawn from the last of them.
     sampling.stop_ids = {};
-    const auto full = generate(*tiny_engine<Cpu>(1, 10), nullptr, std::span(prompts).first(1), sampling);
+    const auto full = generate(*tiny_engine<Cpu<float>>(1, 10), nullptr, std::span(prompts).first(1), sampling);
     CHECK(full[0].ids.size() == 9);
-    CHECK_THROWS_AS(generate(*tiny_engine<Cpu>(1, 4), nullptr, prompts, sampling), Error);
+    CHECK_THROWS_AS(generate(*tiny_engine<Cpu<float>>(1, 4), nullptr, prompts, sampling), Error);
 }
 
 TEST_CASE("sampling: shares, top-k, top-p, min-p") {

@@ -67,7 +67,7 @@ std::vector<MicroBatch> duplicated(const std::vector<PreferencePair>& pairs, con
 }  // namespace
 
 TEST_CASE_TEMPLATE("packed and prefix-shared equals padded and duplicated", K, Reference<double>, Reference<float>,
-                   Cpu) {
+                   Cpu<float>) {
     const ModelConfig config = tiny_config();
     const auto pairs = random_pairs(5, config.V);
     Bench<K> bench(config, tiny_lora(), kSizes);
@@ -94,7 +94,7 @@ TEST_CASE_TEMPLATE("packed and prefix-shared equals padded and duplicated", K, R
 }
 
 TEST_CASE_TEMPLATE("cuts into micro-batches change nothing, with and without dropout", K, Reference<double>,
-                   Reference<float>, Cpu) {
+                   Reference<float>, Cpu<float>) {
     const ModelConfig config = tiny_config();
     const auto pairs = random_pairs(7, config.V);
     for (const double dropout : {0.0, 0.4}) {
@@ -113,7 +113,7 @@ TEST_CASE_TEMPLATE("cuts into micro-batches change nothing, with and without dro
     }
 }
 
-TEST_CASE_TEMPLATE("room for more tokens, what is kept, evaluation: the same bits", K, Reference<double>, Cpu) {
+TEST_CASE_TEMPLATE("room for more tokens, what is kept, evaluation: the same bits", K, Reference<double>, Cpu<float>) {
     const ModelConfig config = tiny_config();
     const auto pairs = random_pairs(4, config.V);
     const auto bins = pack(pointers(pairs), pack_options(pairs, kObjective, 60));
@@ -138,7 +138,7 @@ TEST_CASE_TEMPLATE("room for more tokens, what is kept, evaluation: the same bit
     CHECK(evaluator.k->memory().bytes(Category::kActivations) < 0.6 * bench.k->memory().bytes(Category::kActivations));
 }
 
-TEST_CASE_TEMPLATE("adapter slots equal separate runs", K, Reference<double>, Reference<float>, Cpu) {
+TEST_CASE_TEMPLATE("adapter slots equal separate runs", K, Reference<double>, Reference<float>, Cpu<float>) {
     const ModelConfig config = tiny_config();
     const auto pairs = random_pairs(5, config.V);
     const std::vector<LoraSlot> slots = {{2.0, 0.0}, {0.5, 0.3}, {1.0, 0.0}};
@@ -171,7 +171,7 @@ TEST_CASE_TEMPLATE("adapter slots equal separate runs", K, Reference<double>, Re
     }
 }
 
-TEST_CASE_TEMPLATE("dropout masks follow the pair, not its place", K, Reference<double>, Cpu) {
+TEST_CASE_TEMPLATE("dropout masks follow the pair, not its place", K, Reference<double>, Cpu<float>) {
     const ModelConfig config = tiny_config();
     const auto pairs = random_pairs(3, config.V);
     Bench<K> bench(config, tiny_lora(0.5), kSizes);
@@ -195,7 +195,7 @@ TEST_CASE_TEMPLATE("dropout masks follow the pair, not its place", K, Reference<
     CHECK(relative_error(bench.train(pack(pointers(pairs), other)).gradients, whole.gradients) > 0.01);
 }
 
-TEST_CASE_TEMPLATE("fp32 follows double", K, Reference<float>, Cpu) {
+TEST_CASE_TEMPLATE("fp32 follows double", K, Reference<float>, Cpu<float>) {
     const ModelConfig config = tiny_config();
     const auto pairs = random_pairs(6, config.V);
     const auto bins = pack(pointers(pairs), pack_options(pairs, kObjective, 100));

@@ -10,7 +10,8 @@ namespace {
 constexpr int64_t kBlock = 32768;
 }
 
-void Cpu::squared_norms(int slots, int64_t n, const float* g, double* out) {
+template <class T>
+void Cpu<T>::squared_norms(int slots, int64_t n, const float* g, double* out) {
     const int64_t blocks = (n + kBlock - 1) / kBlock;
     std::vector<double> sums(static_cast<size_t>(blocks));
     for (int s = 0; s < slots; ++s) {
@@ -22,7 +23,8 @@ void Cpu::squared_norms(int slots, int64_t n, const float* g, double* out) {
     }
 }
 
-void Cpu::adamw(int slots, int64_t n, const AdamwSlot* slot, float* p, const float* g, float* m, float* v) {
+template <class T>
+void Cpu<T>::adamw(int slots, int64_t n, const AdamwSlot* slot, float* p, const float* g, float* m, float* v) {
     for (int s = 0; s < slots; ++s) {
         const AdamwSlot& a = slot[s];
         if (!a.active) continue;
@@ -37,5 +39,8 @@ void Cpu::adamw(int slots, int64_t n, const AdamwSlot* slot, float* p, const flo
         });
     }
 }
+
+template class Cpu<float>;
+template class Cpu<bf16>;
 
 }  // namespace orpo

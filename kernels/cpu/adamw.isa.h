@@ -1,4 +1,4 @@
-// AdamW as torch.optim.AdamW (kernels.h), the squared norm for clipping, and small passes over flat arrays.
+// AdamW as torch.optim.AdamW (kernels.h), the squared norm for clipping, and weighted sums of rows.
 
 // constants: {grad_scale, 1 - lr wd, 1 - beta1, beta2, 1 - beta2, lr / bias1, sqrt(bias2), eps}
 static void adamw(int64_t n, const float constants[8], float* p, const float* g, float* m, float* v) {
@@ -32,12 +32,13 @@ static double squared_norm(int64_t n, const float* g) {
     return total;
 }
 
-static void scale_add(int64_t n, float s, const float* x, float* y) {
-    const V sv = set1(s);
-    int64_t i = 0;
-    for (; i + 16 <= n; i += 16) store(y + i, fma(sv, load(x + i), load(y + i)));
-    if (i < n) {
-        const int left = static_cast<int>(n - i);
-        store_n(y + i, fma(sv, load_n(x + i, left), load_n(y + i, left)), left);
+// y (n) = the sum over terms of weights[i] x[i].
+template <class From, class To>
+static void combine(int64_t n, int terms, const float* weights, const From* const* x, To* y) {
+    for (int64_t i = 0; i < n; i += 16) {
+        const int left = n - i < 16 ? static_cast<int>(n - i) : 16;
+        V sum = set1(0.0f);
+        for (int t = 0; t < terms; ++t) sum = fma(set1(weights[t]), load_up_to(x[t] + i, left), sum);
+        store_up_to(y + i, sum, left);
     }
 }

@@ -1,5 +1,5 @@
 // Attention over all pairs of a batch: keys are packed per (segment, K/V head), then blocks of query rows are handed
-// out (forward), or whole segments of one query head (backward, so that dk and dv are summed in one order). The
+// out (forward), or whole segments of one K/V head (backward, so that dk and dv are summed in one order). The
 // arithmetic is in attention.isa.h; generation's attention over a cache is at the end.
 #include <algorithm>
 #include <cstring>
@@ -20,8 +20,9 @@ int prompt_rows(const PairSpan& p) { return p.chosen - p.begin; }
 }  // namespace
 
 // Packs the keys of pairs [first, last) that fit the workspace, calls run(first, last), and goes on.
-void Cpu::attention_groups(const Batch& b, const HeadShape& shape, bool backward, const float* qkv,
-                           const std::function<void(int, int)>& run) {
+template <class T>
+void Cpu<T>::attention_groups(const Batch& b, const HeadShape& shape, bool backward, const T* qkv,
+                              const std::function<void(int, int)>& run) {
     const int H = shape.H, KV = shape.KV, HS = shape.HS;
     const int64_t width = shape.width();
     const int pairs = static_cast<int>(b.pairs.size());
@@ -31,8 +32,8 @@ void Cpu::attention_groups(const Batch& b, const HeadShape& shape, bool backward
         int64_t used = 0;
         for (; last < pairs; ++last) {
             const PairSpan& p = b.pairs[last];
-            const int64_t size0 = packed_keys_size(segment_rows(p, 0), HS, backward) * KV;
-            const int64_t size1 = packed_keys_size(segment_rows(p, 1), HS, backward) * KV;
+            const int64_t size0 = ops_.attention_packed(segment_rows(p, 0), HS, backward) * KV;
+            const int64_t size1 = ops_.attention_packed(segment_rows(p, 1), HS, backward) * KV;
             if (used + size0 + size1 > packed_capacity_) break;
             segment_at_[2 * last] = used, segment_at_[2 * last + 1] = used + size0;
             used += size0 + size1;
@@ -43,20 +44,21 @@ void Cpu::attention_groups(const Batch& b, const HeadShape& shape, bool backward
             const int pair = first + static_cast<int>(i / KV / 2);
             const int keys = segment_rows(b.pairs[pair], side);
             if (keys == 0) return;
-            const float* row = qkv + segment_begin(b.pairs[pair], side) * width;
-            (bf16_ ? isa_.attention_pack_bf16 : isa_.attention_pack)(
+            const T* row = qkv + segment_begin(b.pairs[pair], side) * width;
+            ops_.attention_pack(
                 keys, HS, row + (H + g) * HS, row + (H + KV + g) * HS, width, backward,
-                packed_keys_ + segment_at_[2 * pair + side] + packed_keys_size(keys, HS, backward) * g);
+                packed_keys_ + segment_at_[2 * pair + side] + ops_.attention_packed(keys, HS, backward) * g);
         });
         run(first, last);
         first = last;
     }
 }
 
-void Cpu::attention(const Batch& b, const HeadShape& shape, const float* qkv, float* o, float* lse) {
+template <class T>
+void Cpu<T>::attention(const Batch& b, const HeadShape& shape, const T* qkv, T* o, float* lse) {
     const int H = shape.H, KV = shape.KV, HS = shape.HS;
     const int64_t width = shape.width();
-    const int block = bf16_ ? isa_.attention_block_bf16() : isa_.attention_block();
+    const int block = ops_.attention_block();
     struct Task {
         int pair, side, first;
     };
@@ -75,90 +77,88 @@ void Cpu::attention(const Batch& b, const HeadShape& shape, const float* qkv, fl
             const PairSpan& p = b.pairs[task.pair];
             const int total0 = segment_rows(p, 0), total1 = segment_rows(p, task.side);
             const int64_t row = segment_begin(p, task.side) + task.first;
-            AttentionShare s{};
+            AttentionShare<T> s{};
             s.HS = HS, s.first = task.first, s.rows = std::min(block, total1 - task.first);
             s.q = qkv + row * width + h * HS, s.width = width;
             s.keys0 = task.side == 1 ? prompt_rows(p) : 0, s.total0 = total0, s.total1 = total1;
-            s.packed0 = packed_keys_ + segment_at_[2 * task.pair] + packed_keys_size(total0, HS, false) * g;
-            s.packed1 = packed_keys_ + segment_at_[2 * task.pair + task.side] + packed_keys_size(total1, HS, false) * g;
+            s.packed0 = packed_keys_ + segment_at_[2 * task.pair] + ops_.attention_packed(total0, HS, false) * g;
+            s.packed1 =
+                packed_keys_ + segment_at_[2 * task.pair + task.side] + ops_.attention_packed(total1, HS, false) * g;
             s.o = o + (row * H + h) * HS, s.o_width = int64_t{H} * HS;
             s.lse = lse + row * H + h, s.H = H;
-            (bf16_ ? isa_.attention_bf16 : isa_.attention)(s, scratch(t));
+            ops_.attention(s, scratch(t));
         });
     });
 }
 
-void Cpu::attention_backward(const Batch& b, const HeadShape& shape, const float* qkv, const float* o, const float* lse,
-                             const float* d_o, float* dqkv) {
+template <class T>
+void Cpu<T>::attention_backward(const Batch& b, const HeadShape& shape, const T* qkv, const T* o, const float* lse,
+                                const T* d_o, T* dqkv) {
     const int H = shape.H, KV = shape.KV, HS = shape.HS;
     const int64_t width = shape.width();
-    const int block = isa_.attention_block();
-    // Per pair and query head: dk, dv of segment 0, of the prompt as segment 1 saw it, and of segment 1.
+    const int block = ops_.attention_backward_block();
+    // Per pair and K/V head: dk, dv of segment 0, of the prompt as segment 1 saw it, and of segment 1.
     const auto sums_rows = [](const PairSpan& p) { return int64_t{p.end - p.begin} + prompt_rows(p); };
     std::vector<int64_t> sums_at(b.pairs.size());
     attention_groups(b, shape, true, qkv, [&](int first, int last) {
         int64_t used = 0;
         for (int pair = first; pair < last; ++pair) {
             sums_at[pair] = used;
-            used += sums_rows(b.pairs[pair]) * H * HS * 2;
+            used += sums_rows(b.pairs[pair]) * KV * HS * 2;
         }
         ORPO_CHECK(used <= sums_capacity_);
-        items(int64_t{last - first} * 2 * H, [&](int t, int64_t i) {
-            const int h = static_cast<int>(i % H), side = static_cast<int>(i / H % 2), g = h / (H / KV);
-            const int pair = first + static_cast<int>(i / H / 2);
+        items(int64_t{last - first} * 2 * KV, [&](int t, int64_t i) {
+            const int g = static_cast<int>(i % KV), side = static_cast<int>(i / KV % 2), h = g * (H / KV);
+            const int pair = first + static_cast<int>(i / KV / 2);
             const PairSpan& p = b.pairs[pair];
             const int total0 = segment_rows(p, 0), total1 = segment_rows(p, side), P = prompt_rows(p);
-            float* sums = key_sums_ + sums_at[pair] + sums_rows(p) * h * HS * 2;
+            float* sums = key_sums_ + sums_at[pair] + sums_rows(p) * g * HS * 2;
             if (side == 1) sums += int64_t{total0} * HS * 2;
-            if (!bf16_)
-                std::memset(sums, 0, sizeof(float) * HS * 2 * static_cast<size_t>(side == 0 ? total0 : P + total1));
-            AttentionShare s{};
-            s.HS = HS, s.width = width, s.o_width = int64_t{H} * HS, s.H = H;
+            std::memset(sums, 0, sizeof(float) * HS * 2 * static_cast<size_t>(side == 0 ? total0 : P + total1));
+            AttentionShare<T> s{};
+            s.HS = HS, s.heads = H / KV, s.width = width, s.o_width = int64_t{H} * HS, s.H = H;
             s.keys0 = side == 1 ? P : 0, s.total0 = total0, s.total1 = total1;
-            s.packed0 = packed_keys_ + segment_at_[2 * pair] + packed_keys_size(total0, HS, true) * g;
-            s.packed1 = packed_keys_ + segment_at_[2 * pair + side] + packed_keys_size(total1, HS, true) * g;
+            s.packed0 = packed_keys_ + segment_at_[2 * pair] + ops_.attention_packed(total0, HS, true) * g;
+            s.packed1 = packed_keys_ + segment_at_[2 * pair + side] + ops_.attention_packed(total1, HS, true) * g;
             s.dk0 = sums, s.dv0 = s.dk0 + int64_t{s.keys0} * HS;
             s.dk1 = s.dv0 + int64_t{s.keys0} * HS, s.dv1 = s.dk1 + int64_t{total1} * HS;
-            const int step = bf16_ ? std::max(total1, 1) : block;
-            for (int row0 = 0; row0 < total1; row0 += step) {
+            for (int row0 = 0; row0 < total1; row0 += s.rows) {
                 const int64_t row = segment_begin(p, side) + row0;
-                s.first = row0, s.rows = std::min(step, total1 - row0);
+                s.first = row0, s.rows = std::min(block, total1 - row0);
                 s.q = qkv + row * width + h * HS, s.dq = dqkv + row * width + h * HS;
-                s.o = const_cast<float*>(o) + (row * H + h) * HS, s.d_o = d_o + (row * H + h) * HS;
+                s.o = const_cast<T*>(o) + (row * H + h) * HS, s.d_o = d_o + (row * H + h) * HS;
                 s.lse = const_cast<float*>(lse) + row * H + h;
-                (bf16_ ? isa_.attention_backward_bf16 : isa_.attention_backward)(s, scratch(t));
+                ops_.attention_backward(s, scratch(t));
             }
         });
-        // dk, dv of a row: over the query heads of its K/V head; prompt rows also from segment 1.
+        // dk, dv of a row; prompt rows have a part from segment 1.
         const int begin = b.pairs[first].begin, end = b.pairs[last - 1].end;
         std::vector<int> pair_of(static_cast<size_t>(end - begin));
         for (int pair = first; pair < last; ++pair)
             std::fill(pair_of.begin() + (b.pairs[pair].begin - begin), pair_of.begin() + (b.pairs[pair].end - begin),
                       pair);
+        const float ones[2] = {1, 1};
         shares(end - begin, 16, [&](int, int64_t from, int64_t count) {
             for (int64_t n = begin + from; n < begin + from + count; ++n) {
                 const int pair = pair_of[n - begin];
                 const PairSpan& p = b.pairs[pair];
                 const int total0 = segment_rows(p, 0), total1 = segment_rows(p, 1), P = prompt_rows(p);
-                float* out = dqkv + n * width + H * HS;
-                std::memset(out, 0, sizeof(float) * 2 * KV * HS);
-                for (int h = 0; h < H; ++h) {
-                    const float* sums = key_sums_ + sums_at[pair] + sums_rows(p) * h * HS * 2;
+                for (int g = 0; g < KV; ++g) {
+                    const float* sums = key_sums_ + sums_at[pair] + sums_rows(p) * g * HS * 2;
                     const float* rejected = sums + int64_t{total0} * HS * 2;
-                    float* dk = out + h / (H / KV) * HS;
-                    float* dv = dk + KV * HS;
+                    T* dk = dqkv + n * width + (H + g) * HS;
                     if (n < p.rejected) {
                         const int64_t at = (n - p.begin) * HS;
-                        isa_.scale_add(HS, 1.0f, sums + at, dk);
-                        isa_.scale_add(HS, 1.0f, sums + int64_t{total0} * HS + at, dv);
-                        if (n < p.chosen && total1 > 0) {
-                            isa_.scale_add(HS, 1.0f, rejected + at, dk);
-                            isa_.scale_add(HS, 1.0f, rejected + int64_t{P} * HS + at, dv);
-                        }
+                        const float* k[2] = {sums + at, rejected + at};
+                        const float* v[2] = {sums + int64_t{total0} * HS + at, rejected + int64_t{P} * HS + at};
+                        const int terms = n < p.chosen && total1 > 0 ? 2 : 1;
+                        ops_.combine_full(HS, terms, ones, k, dk);
+                        ops_.combine_full(HS, terms, ones, v, dk + KV * HS);
                     } else {
-                        const float* own = rejected + int64_t{P} * HS * 2 + (n - p.rejected) * HS;
-                        isa_.scale_add(HS, 1.0f, own, dk);
-                        isa_.scale_add(HS, 1.0f, own + int64_t{total1} * HS, dv);
+                        const float* k = rejected + int64_t{P} * HS * 2 + (n - p.rejected) * HS;
+                        const float* v = k + int64_t{total1} * HS;
+                        ops_.combine_full(HS, 1, ones, &k, dk);
+                        ops_.combine_full(HS, 1, ones, &v, dk + KV * HS);
                     }
                 }
             }
@@ -166,22 +166,27 @@ void Cpu::attention_backward(const Batch& b, const HeadShape& shape, const float
     });
 }
 
-void Cpu::cache_append(const Batch& b, const HeadShape& shape, int capacity, const float* qkv, float* cache) {
+template <class T>
+void Cpu<T>::cache_append(const Batch& b, const HeadShape& shape, int capacity, const T* qkv, T* cache) {
     const int H = shape.H, KV = shape.KV, HS = shape.HS;
     for (int n = 0; n < b.N; ++n)
         std::copy_n(qkv + int64_t{n} * shape.width() + H * HS, 2 * KV * HS,
                     cache + (int64_t{b.mask_pair[n] / 2} * capacity + b.positions[n]) * 2 * KV * HS);
 }
 
-void Cpu::decode_attention(const Batch& b, const HeadShape& shape, int capacity, const float* qkv, const float* cache,
-                           float* o) {
+template <class T>
+void Cpu<T>::decode_attention(const Batch& b, const HeadShape& shape, int capacity, const T* qkv, const T* cache,
+                              T* o) {
     const int H = shape.H, KV = shape.KV, HS = shape.HS;
     // The scores of a row live in its thread's scratch, which holds more floats than a sequence has positions.
     ORPO_CHECK(capacity <= scratch_stride_);
     items(b.N, [&](int t, int64_t n) {
-        isa_.decode_attention(H, KV, HS, b.positions[n] + 1, qkv + n * shape.width(),
+        ops_.decode_attention(H, KV, HS, b.positions[n] + 1, qkv + n * shape.width(),
                               cache + int64_t{b.mask_pair[n] / 2} * capacity * 2 * KV * HS, scratch(t), o + n * H * HS);
     });
 }
+
+template class Cpu<float>;
+template class Cpu<bf16>;
 
 }  // namespace orpo

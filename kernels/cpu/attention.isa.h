@@ -56,7 +56,8 @@ struct Columns {
 };
 
 // scores = A (rows, HS; packed) times the panels of every visible key.
-static void score_block(const AttentionShare& s, const Columns& cols, const float* a, int64_t skip, float* scores) {
+static void score_block(const AttentionShare<float>& s, const Columns& cols, const float* a, int64_t skip,
+                        float* scores) {
     for (int c = 0; c < cols.prompt; c += kNR)
         panel<false>(s.rows, s.HS, a, 0, s.packed0 + skip * padded(s.total0) * s.HS + int64_t{c} * s.HS, kNR,
                      score_at(scores, c), kALd, kNR, false);
@@ -69,7 +70,7 @@ static void score_block(const AttentionShare& s, const Columns& cols, const floa
 }
 
 // out (rows, HS) at distance ldo = weights times the (keys, HS) matrices kept `skip` sub-arrays into the packed keys.
-static void weigh_block(const AttentionShare& s, const Columns& cols, float* weights, int64_t skip, float* out,
+static void weigh_block(const AttentionShare<float>& s, const Columns& cols, float* weights, int64_t skip, float* out,
                         int64_t ldo) {
     for (int r = 0; r < s.rows; r += kMR) {
         const int rows = s.rows - r < kMR ? s.rows - r : kMR;
@@ -90,7 +91,7 @@ static void weigh_block(const AttentionShare& s, const Columns& cols, float* wei
     }
 }
 
-static void attention(const AttentionShare& s, float* scratch) {
+static void attention(const AttentionShare<float>& s, float* scratch) {
     const Columns cols{s.keys0, padded(s.keys0), s.first, s.rows};
     float* const a = scratch;
     float* const scores = scratch + 2 * int64_t{kBQ} * kALd;
@@ -142,8 +143,8 @@ static void attention(const AttentionShare& s, float* scratch) {
 }
 
 // sums (keys, HS) += weights^T B, where B (rows, HS) at distance ldb belongs to the block's query rows.
-static void gather_block(const AttentionShare& s, const Columns& cols, float* weights, const float* B, int64_t ldb,
-                         float* sums0, float* sums1) {
+static void gather_block(const AttentionShare<float>& s, const Columns& cols, float* weights, const float* B,
+                         int64_t ldb, float* sums0, float* sums1) {
     for (int c = 0; c < cols.end(); c += kNR) {
         const bool prompt = c < cols.prompt;
         const int key = prompt ? c : c - cols.prompt;
@@ -158,7 +159,7 @@ static void gather_block(const AttentionShare& s, const Columns& cols, float* we
 }
 
 // P = exp(S - lse);  dV += P^T dO;  dP = dO V^T;  dS = P (dP - rowsum(dO O)) / sqrt(HS);  dQ = dS K;  dK += dS^T Q
-static void attention_backward(const AttentionShare& s, float* scratch) {
+static void attention_backward_head(const AttentionShare<float>& s, float* scratch) {
     const Columns cols{s.keys0, padded(s.keys0), s.first, s.rows};
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(s.HS));
     float* const q = scratch;
@@ -191,4 +192,13 @@ static void attention_backward(const AttentionShare& s, float* scratch) {
     weigh_block(s, cols, ds, 3, s.dq, s.width);
     gather_block(s, cols, p, s.d_o, s.o_width, s.dv0, s.dv1);
     gather_block(s, cols, ds, s.q, s.width, s.dk0, s.dk1);
+}
+
+// Every query head of the K/V head.
+static void attention_backward(const AttentionShare<float>& whole, float* scratch) {
+    AttentionShare<float> s = whole;
+    for (int h = 0; h < whole.heads; ++h) {
+        attention_backward_head(s, scratch);
+        s.q += s.HS, s.dq += s.HS, s.o += s.HS, s.d_o += s.HS, ++s.lse;
+    }
 }

@@ -1,7 +1,6 @@
-// Products with bf16 operands and fp32 sums, for processors with AVX512-BF16 or AMX. Activations and adapters stay fp32
-// in memory; they are rounded on the way into the packed A block and the panels of B. Two neighbours in k share one
-// 32-bit element, so packed bf16 looks like packed fp32 with half of K: the loops are those of gemm.isa.h.
-// K is padded to 32 with zeros (one AMX step).
+// Products with bf16 operands and fp32 sums, for processors with AVX512-BF16 or AMX. Two neighbours in k share one
+// 32-bit element ("a pair"), so packed bf16 looks like packed fp32 with half of K: the loops are those of gemm.isa.h.
+// K is padded to 32 with zeros (one AMX step). What is stored as bf16 is rounded once, when all of K is summed.
 //
 // Each element of C is again one chain over k: pairs (AVX512-BF16) or steps of 32 (AMX, whose own order within a step
 // is fixed), independent of threads, rows and blocks.
@@ -13,12 +12,13 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// Constant data: GCC's intrinsic names only the first 8 of the 64 bytes that it reads, so stores to a local are
+// dropped.
+static constexpr TileConfig kTileConfig;
+
 // The tiles' shapes, set for as long as this lives: whoever calls panel_pairs holds one.
 struct Tiles {
-    Tiles() {
-        const TileConfig config;
-        _tile_loadconfig(&config);
-    }
+    Tiles() { _tile_loadconfig(&kTileConfig); }
     ~Tiles() { _tile_release(); }
     Tiles(const Tiles&) = delete;
 };
@@ -30,105 +30,142 @@ struct [[maybe_unused]] Tiles {};
 
 static inline int pairs_of(int K) { return (K + 31) / 32 * 16; }
 
-// 16 floats -> 16 bf16 in the low halves of 32-bit lanes.
-static inline __m512i low_halves(V x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x.v)); }
 // (a0 b0 a1 b1 ...) as pairs: a in the low halves, b in the high ones.
-static inline V pair_up(V a, V b) {
-    return {_mm512_castsi512_ps(_mm512_or_si512(low_halves(a), _mm512_slli_epi32(low_halves(b), 16)))};
+static inline V pair_up(__m512i a, __m512i b) {
+    return {_mm512_castsi512_ps(_mm512_or_si512(a, _mm512_slli_epi32(b, 16)))};
 }
-// 32 floats in a row -> 16 pairs.
-static inline void store_pairs(float* to, V a, V b) {
-    _mm512_storeu_ps(to, _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(b.v, a.v)));
-}
+static inline __m512i halves(V x) { return _mm512_cvtepu16_epi32(narrow(x)); }
+static inline V pair_up(V a, V b) { return pair_up(halves(a), halves(b)); }
+// 32 numbers in a row -> 16 pairs.
+static inline V pairs_in_row(V a, V b) { return {_mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(b.v, a.v))}; }
+static inline void store_pairs(float* to, V a, V b) { store(to, pairs_in_row(a, b)); }
 
-// Row of K floats times scale -> pairs_of(K) pairs.
-static inline void pack_row_pairs(int K, V scale, const float* from, float* to) {
+// Row of K numbers -> pairs_of(K) pairs.
+static inline void pack_row_pairs(int K, const bf16* from, float* to) {
     int k = 0;
-    for (; k + 32 <= K; k += 32) store_pairs(to + k / 2, mul(scale, load(from + k)), mul(scale, load(from + k + 16)));
+    for (; k + 32 <= K; k += 32) _mm512_storeu_si512(to + k / 2, _mm512_loadu_si512(from + k));
+    if (k < K)
+        _mm512_storeu_si512(to + k / 2,
+                            _mm512_maskz_loadu_epi16(static_cast<__mmask32>((uint64_t{1} << (K - k)) - 1), from + k));
+}
+static inline void pack_row_pairs(int K, const float* from, float* to) {
+    int k = 0;
+    for (; k + 32 <= K; k += 32) store_pairs(to + k / 2, load(from + k), load(from + k + 16));
     if (k < K) {
         const int left = K - k;
-        store_pairs(to + k / 2, mul(scale, left >= 16 ? load(from + k) : load_n(from + k, left)),
-                    left > 16 ? mul(scale, load_n(from + k + 16, left - 16)) : set1(0.0f));
+        store_pairs(to + k / 2, load_up_to(from + k, left), left > 16 ? load_n(from + k + 16, left - 16) : set1(0.0f));
     }
 }
-static void pack_rows_pairs(int M, int K, float scale, const float* A, int64_t lda, float* packed) {
-    for (int m = 0; m < M; ++m) pack_row_pairs(K, set1(scale), A + m * lda, packed + int64_t{m} * kALd);
+static void pack_rows_pairs(int M, int K, const bf16* A, int64_t lda, float* packed) {
+    for (int m = 0; m < M; ++m) pack_row_pairs(K, A + m * lda, packed + int64_t{m} * kALd);
+}
+
+// Two rows of 32 numbers -> 32 pairs.
+static inline void pair_up_rows(const bf16* row0, const bf16* row1, float* to) {
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    const __m512i x = _mm512_loadu_si512(row0), y = _mm512_loadu_si512(row1);
+    // Of every 8 columns: the first and the last 4.
+    const __m512i low = _mm512_unpacklo_epi16(x, y), high = _mm512_unpackhi_epi16(x, y);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi64(low, first, high));
+    _mm512_storeu_si512(to + 16, _mm512_permutex2var_epi64(low, second, high));
 }
 
 // (pairs_of(K), width) from B (K, n) at distance ldb.
-static void pack_b_rows_pairs(int n, int K, const float* B, int64_t ldb, float* to, int width) {
+static void pack_b_rows_pairs(int n, int K, const bf16* B, int64_t ldb, float* to, int width) {
     const int pairs = pairs_of(K);
-    for (int p = 0; p < pairs; ++p)
+    int p = 0;
+    if (n == 32)
+        for (; 2 * p + 1 < K; ++p) pair_up_rows(B + 2 * p * ldb, B + (2 * p + 1) * ldb, to + int64_t{p} * width);
+    for (; p < pairs; ++p)
         for (int j = 0; j < width; j += 16) {
             const int left = n - j;
             const auto row = [&](int k) {
-                return k >= K || left <= 0 ? set1(0.0f)
-                       : left >= 16        ? load(B + k * ldb + j)
-                                           : load_n(B + k * ldb + j, left);
+                return k >= K || left <= 0 ? _mm512_setzero_si512()
+                       : left >= 16        ? halves(B + k * ldb + j)
+                                           : halves_n(B + k * ldb + j, left);
             };
             store(to + int64_t{p} * width + j, pair_up(row(2 * p), row(2 * p + 1)));
         }
 }
 
 // (pairs_of(K), width) from B (n, K) at distance ldb; temp: 16 pairs_of(K) floats.
-static void pack_b_columns_pairs(int n, int K, const float* B, int64_t ldb, float* to, int width, float* temp) {
+template <class From>
+static void pack_b_columns_pairs(int n, int K, const From* B, int64_t ldb, float* to, int width, float* temp) {
     const int pairs = pairs_of(K);
     for (int j = 0; j < width; j += 16) {
         const int rows = n - j < 16 ? n - j : 16;
-        for (int i = 0; i < rows; ++i) pack_row_pairs(K, set1(1.0f), B + (j + i) * ldb, temp + int64_t{i} * pairs);
+        for (int i = 0; i < rows; ++i) pack_row_pairs(K, B + (j + i) * ldb, temp + int64_t{i} * pairs);
         transpose_strip(rows > 0 ? rows : 0, pairs, temp, pairs, to + j, width);
     }
 }
 
 #if defined(ORPO_AMX)
-// (16 kTilesM) x (16 kTilesN) of C; A: kALd apart, all rows readable. The barriers: GCC's tile loads and stores do not
-// tell the compiler that they touch memory. next_c: the block of C that will be written next, `next_rows` rows of it at
-// distance ldc: its lines are asked for while this block is being multiplied, for a store that misses waits for memory.
+// (16 kTilesM) x (16 kTilesN) of C in tiles 0-3: begun, added to over any number of stretches of K, and stored. All
+// rows of A readable. The barriers: GCC's tile loads and stores do not tell the compiler that they touch memory.
 template <int kTilesM, int kTilesN>
-static inline void amx_block(int pairs, const float* A, const float* B, int64_t ldb, float* C, int64_t ldc,
-                             bool accumulate, const float* next_c, int next_rows) {
-    const int64_t a_step = kALd * 4, b_step = ldb * 4, c_step = ldc * 4;
+static inline void amx_begin(const float* C, int64_t ldc, bool accumulate) {
     __asm__ volatile("" ::: "memory");
     if (accumulate) {
-        _tile_loadd(0, C, c_step);
-        if (kTilesN == 2) _tile_loadd(1, C + 16, c_step);
-        if (kTilesM == 2) _tile_loadd(2, C + 16 * ldc, c_step);
-        if (kTilesM == 2 && kTilesN == 2) _tile_loadd(3, C + 16 * ldc + 16, c_step);
+        _tile_loadd(0, C, ldc * 4);
+        if (kTilesN == 2) _tile_loadd(1, C + 16, ldc * 4);
+        if (kTilesM == 2) _tile_loadd(2, C + 16 * ldc, ldc * 4);
+        if (kTilesM == 2 && kTilesN == 2) _tile_loadd(3, C + 16 * ldc + 16, ldc * 4);
     } else {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
     }
-    int asked = 0;
+}
+// meanwhile() is called once for every 16 pairs: vector instructions run beside the tiles' products.
+template <int kTilesM, int kTilesN, class Meanwhile>
+static inline void amx_steps(int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
+                             const Meanwhile& meanwhile) {
     for (int p = 0; p < pairs; p += 16) {
+        _tile_loadd(6, B + p * ldb, ldb * 4);
+        _tile_loadd(4, A + p, lda * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        if (kTilesM == 2) {
+            _tile_loadd(5, A + 16 * lda + p, lda * 4);
+            _tile_dpbf16ps(2, 5, 6);
+        }
+        if (kTilesN == 2) {
+            _tile_loadd(7, B + p * ldb + 16, ldb * 4);
+            _tile_dpbf16ps(1, 4, 7);
+            if (kTilesM == 2) _tile_dpbf16ps(3, 5, 7);
+        }
+        meanwhile();
+    }
+}
+template <int kTilesM, int kTilesN>
+static inline void amx_end(float* C, int64_t ldc) {
+    _tile_stored(0, C, ldc * 4);
+    if (kTilesN == 2) _tile_stored(1, C + 16, ldc * 4);
+    if (kTilesM == 2) _tile_stored(2, C + 16 * ldc, ldc * 4);
+    if (kTilesM == 2 && kTilesN == 2) _tile_stored(3, C + 16 * ldc + 16, ldc * 4);
+    __asm__ volatile("" ::: "memory");
+}
+
+// next_c: the block of C that will be written next, `next_rows` rows of it at distance ldc: its lines are asked for
+// while this block is being multiplied, for a store that misses waits for memory.
+template <int kTilesM, int kTilesN>
+static inline void amx_block(int pairs, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
+                             bool accumulate, const float* next_c, int next_rows) {
+    amx_begin<kTilesM, kTilesN>(C, ldc, accumulate);
+    int asked = 0;
+    amx_steps<kTilesM, kTilesN>(pairs, A, lda, B, ldb, [&] {
         for (const int until = asked + 2; asked < until && asked < next_rows; ++asked) {
             __builtin_prefetch(next_c + asked * ldc, 1);
             if (kTilesN == 2) __builtin_prefetch(next_c + asked * ldc + 16, 1);
         }
-        _tile_loadd(6, B + p * ldb, b_step);
-        _tile_loadd(4, A + p, a_step);
-        _tile_dpbf16ps(0, 4, 6);
-        if (kTilesM == 2) {
-            _tile_loadd(5, A + 16 * kALd + p, a_step);
-            _tile_dpbf16ps(2, 5, 6);
-        }
-        if (kTilesN == 2) {
-            _tile_loadd(7, B + p * ldb + 16, b_step);
-            _tile_dpbf16ps(1, 4, 7);
-            if (kTilesM == 2) _tile_dpbf16ps(3, 5, 7);
-        }
-    }
-    _tile_stored(0, C, c_step);
-    if (kTilesN == 2) _tile_stored(1, C + 16, c_step);
-    if (kTilesM == 2) _tile_stored(2, C + 16 * ldc, c_step);
-    if (kTilesM == 2 && kTilesN == 2) _tile_stored(3, C + 16 * ldc + 16, c_step);
-    __asm__ volatile("" ::: "memory");
+    });
+    amx_end<kTilesM, kTilesN>(C, ldc);
 }
 
-// As panel<false, true>; A must have 31 readable rows behind its last one. The caller holds Tiles.
-[[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, const float* B, int64_t ldb, float* C,
-                                          int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
+// As panel<false, true>; A, at distance lda, must be readable up to a multiple of 16 rows. The caller holds Tiles.
+[[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
+                                          float* C, int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
     const int width = n <= 16 ? 16 : 32;
     alignas(64) float edge[32 * 32];
     for (int m = 0; m < M; m += 32) {
@@ -143,15 +180,16 @@ static inline void amx_block(int pairs, const float* A, const float* B, int64_t 
                 for (int j = 0; j < n; ++j) edge[i * 32 + j] = C[(m + i) * ldc + j];
         const auto block = rows > 16 ? (width == 16 ? amx_block<2, 1> : amx_block<2, 2>)
                                      : (width == 16 ? amx_block<1, 1> : amx_block<1, 2>);
-        block(pairs, A + int64_t{m} * kALd, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
+        block(pairs, A + m * lda, lda, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
         if (!whole)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) C[(m + i) * ldc + j] = edge[i * 32 + j];
     }
 }
 #else
-static void panel_pairs(int M, int pairs, const float* A, const float* B, int64_t ldb, float* C, int64_t ldc, int n,
-                        bool accumulate, const Ahead& ahead = {}) {
+// A at distance kALd.
+static void panel_pairs(int M, int pairs, const float* A, int64_t, const float* B, int64_t ldb, float* C, int64_t ldc,
+                        int n, bool accumulate, const Ahead& ahead = {}) {
     panel<false, true>(M, pairs, A, 0, B, ldb, C, ldc, n, accumulate, ahead);
 }
 #endif
@@ -187,140 +225,72 @@ static void pack_weight_turned_bf16(int64_t N, int K, int64_t first, int count, 
     }
 }
 
-static void unpack_weight_row_bf16(int64_t N, int K, const float* packed, int64_t r, float scale, float* row) {
+// row (K) = row r of W.
+static inline void half_to(uint32_t bits, bf16* to) { to->bits = static_cast<uint16_t>(bits); }
+static inline void half_to(uint32_t bits, float* to) { bits <<= 16, __builtin_memcpy(to, &bits, 4); }
+template <class T>
+static void unpack_weight_row_bf16(int64_t N, int K, const float* packed, int64_t r, T* row) {
     const int64_t first = r / kNR * kNR;
     const int width = panel_width(N, first);
     const float* from = packed + first * pairs_of(K) + (r - first);
     for (int k = 0; k < K; ++k) {
         uint32_t bits;
         __builtin_memcpy(&bits, from + int64_t{k / 2} * width, 4);
-        bits = k % 2 ? bits & 0xFFFF0000u : bits << 16;
-        float value;
-        __builtin_memcpy(&value, &bits, 4);
-        row[k] = scale * value;
+        half_to(k % 2 ? bits >> 16 : bits & 0xFFFF, row + k);
     }
 }
 
-// A product over few features, such as a LoRA B: C is most of its memory traffic. B is packed for as many columns as
-// fit, then C is walked row block by row block, along its rows. As gemm_bf16() with g.K <= kNarrow, B not packed
-// before.
-static constexpr int kNarrow = 64;
-static void gemm_narrow_bf16(const GemmShare& g, float* scratch) {
-    float* const a = scratch;
-    float* const b = a + int64_t{kMC + 32} * kALd;
-    float* const temp = b + int64_t{kKC} * kNR;
-    const int pairs = pairs_of(g.K), most = kKC / pairs * kNR;
-    for (int c0 = 0; c0 < g.N; c0 += most) {
-        const int columns = g.N - c0 < most ? g.N - c0 : most;
-        for (int n0 = 0; n0 < columns; n0 += kNR) {
-            const int n = columns - n0 < kNR ? columns - n0 : kNR, width = n <= 16 ? 16 : kNR;
-            const int64_t at = g.first + c0 + n0;
-            if (g.form == BForm::kRows)
-                pack_b_rows_pairs(n, g.K, g.B + at, g.ldb, b + int64_t{n0} * pairs, width);
-            else
-                pack_b_columns_pairs(n, g.K, g.B + at * g.ldb, g.ldb, b + int64_t{n0} * pairs, width, temp);
+// to (columns, kALd): columns of x (rows, columns) in pairs over rows, zero-padded to 32 rows.
+static void pack_turned_pairs(int rows, int columns, const bf16* x, int64_t ld, float* to) {
+    alignas(64) float strip[16 * 16];
+    for (int p0 = 0; p0 < pairs_of(rows); p0 += 16)
+        for (int d = 0; d < columns; d += 16) {
+            const int left = columns - d < 16 ? columns - d : 16;
+            const auto row = [&](int r) {
+                return r >= rows    ? _mm512_setzero_si512()
+                       : left == 16 ? halves(x + r * ld + d)
+                                    : halves_n(x + r * ld + d, left);
+            };
+            for (int p = 0; p < 16; ++p) store(strip + 16 * p, pair_up(row(2 * (p0 + p)), row(2 * (p0 + p) + 1)));
+            transpose_strip(16, left, strip, 16, to + int64_t{d} * kALd + p0, kALd);
         }
-        for (int m0 = 0; m0 < g.M; m0 += 32) {
-            const int rows = g.M - m0 < 32 ? g.M - m0 : 32;
-            pack_rows_pairs(rows, g.K, g.scale, g.A + m0 * g.lda, g.lda, a);
-            for (int n0 = 0; n0 < columns; n0 += kNR) {
-                const int n = columns - n0 < kNR ? columns - n0 : kNR;
-                panel_pairs(rows, pairs, a, b + int64_t{n0} * pairs, n <= 16 ? 16 : kNR, g.C + m0 * g.ldc + c0 + n0,
-                            g.ldc, n, g.accumulate);
-            }
-        }
-    }
 }
 
-// As gemm(); kPacked and kPackedTurned: g.B is packed for the direction that is asked for (for kPackedTurned: W^T).
-static void gemm_bf16(const GemmShare& g, float* scratch) {
-    const Tiles tiles{};
-    const bool packed = g.form == BForm::kPacked || g.form == BForm::kPackedTurned;
-    if (!packed && g.K <= kNarrow) return gemm_narrow_bf16(g, scratch);
-    float* const a = scratch;
-    float* const b = a + int64_t{kMC + 32} * kALd;
-    float* const temp = b + int64_t{kKC} * kNR;
-    const int pairs_all = pairs_of(g.K), k_blocks = (pairs_all + kKC - 1) / kKC;
-    const int p_step = ((pairs_all + k_blocks - 1) / k_blocks + 15) / 16 * 16;
-    const int m_blocks = (g.M + kMC - 1) / kMC;
-    for (int block = 0, m0 = 0; block < m_blocks; ++block) {
-        const int mc = (g.M - m0 + m_blocks - block - 1) / (m_blocks - block);
-        for (int p0 = 0; p0 < pairs_all; p0 += p_step) {
-            const int pairs = pairs_all - p0 < p_step ? pairs_all - p0 : p_step, k0 = 2 * p0;
-            const int kc = g.K - k0 < 2 * pairs ? g.K - k0 : 2 * pairs;
-            pack_rows_pairs(mc, kc, g.scale, g.A + m0 * g.lda + k0, g.lda, a);
-            for (int n0 = 0; n0 < g.N; n0 += kNR) {
-                const int n = g.N - n0 < kNR ? g.N - n0 : kNR;
-                int width = n <= 16 ? 16 : kNR;
-                const float* from = b;
-                if (packed) {
-                    width = panel_width(g.weight_rows, g.first + n0);
-                    from = g.B + (g.first + n0) * pairs_all + int64_t{p0} * width;
-                } else if (g.form == BForm::kRows) {
-                    pack_b_rows_pairs(n, kc, g.B + k0 * g.ldb + g.first + n0, g.ldb, b, width);
-                } else {
-                    pack_b_columns_pairs(n, kc, g.B + (g.first + n0) * g.ldb + k0, g.ldb, b, width, temp);
-                }
-                Ahead ahead;
-                if (packed) {  // the next panel, or the first one of the next block of k
-                    const bool last = n0 + kNR >= g.N;
-                    const int n1 = last ? 0 : n0 + kNR, p1 = last ? p0 + p_step : p0;
-                    const int next = panel_width(g.weight_rows, g.first + n1);
-                    const int count = pairs_all - p1 < p_step ? pairs_all - p1 : p_step;
-                    if (count > 0)
-                        ahead = {g.B + (g.first + n1) * pairs_all + int64_t{p1} * next, 1, count * next / 16, 0};
-                }
-                panel_pairs(mc, pairs, a, from, width, g.C + m0 * g.ldc + n0, g.ldc, n, g.accumulate || p0 > 0, ahead);
-            }
-        }
-        m0 += mc;
-    }
-}
-static int64_t gemm_scratch_bf16() { return int64_t{kMC + 32} * kALd + int64_t{kKC} * kNR + 16 * int64_t{kKC + 16}; }
-
-// As gemm_tokens(): blocks of kTokens16 tokens, whose rows are read along, while the sums wait in C. A (K, M) is turned
-// and rounded into rows of pairs.
-static constexpr int kTokens16 = 64;
+// As gemm_tokens(): blocks of kTokens16 tokens while the sums wait in C. A (K, M) is turned into rows of pairs.
+static constexpr int kTokens16 = 256;
 static int64_t tokens_scratch_bf16(int M, int N) {
-    return int64_t{M + 32} * kALd + kTokens16 / 2 * kNR + int64_t{M} * ((N + kNR - 1) / kNR * kNR + 16);
+    return int64_t{M + 32} * kALd + kTokens16 / 2 * kNR + int64_t{M + 16} * ((N + kNR - 1) / kNR * kNR + 16);
 }
-static void gemm_tokens_bf16(int M, int N, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
+static void gemm_tokens_bf16(int M, int N, int K, const bf16* A, int64_t lda, const bf16* B, int64_t ldb, float* C,
                              int64_t ldc, bool turned, float* scratch) {
     const Tiles tiles{};
     float* const a = scratch;
     float* const b = a + int64_t{M + 32} * kALd;
     float* c = C;
     int64_t ld = ldc;
-    if (turned) {
+    if (turned) {  // (M, N)
         c = b + kTokens16 / 2 * kNR;
         ld = (N + kNR - 1) / kNR * kNR + 16;
-        for (int m = 0; m < M; ++m)
-            for (int n = 0; n < N; ++n) c[m * ld + n] = C[n * ldc + m];
+        for (int n = 0; n < N; n += 16) transpose_strip(N - n < 16 ? N - n : 16, M, C + n * ldc, ldc, c + n, ld);
     }
     for (int k0 = 0; k0 < K; k0 += kTokens16) {
         const int kc = K - k0 < kTokens16 ? K - k0 : kTokens16, pairs = pairs_of(kc);
-        for (int m = 0; m < M; m += 16) {  // pairs of tokens as columns: turn (2 tokens) x 16 channels
-            const int channels = M - m < 16 ? M - m : 16;
-            for (int p = 0; p < pairs; ++p) {
-                const auto row = [&](int k) {
-                    return k >= kc          ? set1(0.0f)
-                           : channels == 16 ? load(A + (k0 + k) * lda + m)
-                                            : load_n(A + (k0 + k) * lda + m, channels);
-                };
-                float lanes[16];
-                store(lanes, pair_up(row(2 * p), row(2 * p + 1)));
-                for (int i = 0; i < channels; ++i) a[int64_t{m + i} * kALd + p] = lanes[i];
-            }
-        }
+        pack_turned_pairs(kc, M, A + k0 * lda, lda, a);
         for (int n0 = 0; n0 < N; n0 += kNR) {
             const int n = N - n0 < kNR ? N - n0 : kNR, width = n <= 16 ? 16 : kNR;
             pack_b_rows_pairs(n, kc, B + k0 * ldb + n0, ldb, b, width);
-            panel_pairs(M, pairs, a, b, width, c + n0, ld, n, true);
+            panel_pairs(M, pairs, a, kALd, b, width, c + n0, ld, n, true);
         }
     }
     if (turned)
-        for (int m = 0; m < M; ++m)
-            for (int n = 0; n < N; ++n) C[n * ldc + m] = c[m * ld + n];
+        for (int n = 0; n < N; n += 16) {
+            const int left = N - n < 16 ? N - n : 16;
+            for (int m = 0; m < M; m += 16) {
+                alignas(64) float block[16 * 16];
+                transpose_strip(M - m < 16 ? M - m : 16, left, c + m * ld + n, ld, block, 16);
+                for (int j = 0; j < left; ++j) store_up_to(C + (n + j) * ldc + m, load(block + 16 * j), M - m);
+            }
+        }
 }
 
 #endif

@@ -1,11 +1,11 @@
 // One new row of a sequence over its cache: o = softmax(q k^T / sqrt(HS)) v, per head. cache: (positions, 2, KV, HS).
 // scores: (count) scratch. Memory-bound: every cached value is read once per query head that shares it.
 
-static void decode_attention(int H, int KV, int HS, int count, const float* q, const float* cache, float* scores,
-                             float* o) {
+template <class T>
+static void decode_attention(int H, int KV, int HS, int count, const T* q, const T* cache, float* scores, T* o) {
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(HS));
     for (int h = 0; h < H; ++h, q += HS, o += HS) {
-        const float* k = cache + (h / (H / KV)) * HS;
+        const T* k = cache + (h / (H / KV)) * HS;
         const int64_t step = 2 * int64_t{KV} * HS;
         float top = -__builtin_inff();
         for (int j = 0; j < count; ++j) {
@@ -17,7 +17,7 @@ static void decode_attention(int H, int KV, int HS, int count, const float* q, c
         V total = set1(0.0f);
         for (int j = 0; j < count; j += 16) {
             const int left = count - j;
-            const V e = exp(sub(left >= 16 ? load(scores + j) : load_n(scores + j, left), set1(top)));
+            const V e = exp(sub(load_up_to(scores + j, left), set1(top)));
             if (left >= 16) {
                 store(scores + j, e);
                 total = add(total, e);
@@ -29,7 +29,7 @@ static void decode_attention(int H, int KV, int HS, int count, const float* q, c
         const V inverse = set1(1.0f / sum(total));
         for (int d = 0; d < HS; d += 16) {
             V out = set1(0.0f);
-            const float* v = k + KV * HS + d;
+            const T* v = k + KV * HS + d;
             for (int j = 0; j < count; ++j) out = fma(set1(scores[j]), load(v + j * step), out);
             store(o + d, mul(out, inverse));
         }

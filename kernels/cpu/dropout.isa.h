@@ -28,8 +28,9 @@ static void dropout_factors(uint64_t key, uint32_t step, uint32_t pair, uint32_t
             factors[4 * i + w] = static_cast<uint32_t>(words[w][i]) >> 8 >= threshold ? keep : 0.0f;
 }
 
+template <class T>
 static void dropout(int rows, int C, double p, uint64_t key, uint32_t step, uint32_t tensor, const int32_t* mask_pair,
-                    const int32_t* positions, const float* x, float* y, bool accumulate) {
+                    const int32_t* positions, const T* x, T* y, bool accumulate) {
     const float keep = static_cast<float>(1 / (1 - p));
     const uint32_t threshold = static_cast<uint32_t>(__builtin_ceil(p * 0x1p24));
     float factors[64];
@@ -40,10 +41,10 @@ static void dropout(int rows, int C, double p, uint64_t key, uint32_t step, uint
             const int count = C - c0 < 64 ? C - c0 : 64;
             for (int c = 0; c < count; c += 16) {  // what is dropped is 0, even where x is not finite
                 const int left = count - c;
-                const V f = load(factors + c), xc = left >= 16 ? load(x + c0 + c) : load_n(x + c0 + c, left);
+                const V f = load(factors + c), xc = load_up_to(x + c0 + c, left);
                 V value = less(set1(0.0f), f, mul(f, xc), set1(0.0f));
-                if (accumulate) value = add(left >= 16 ? load(y + c0 + c) : load_n(y + c0 + c, left), value);
-                left >= 16 ? store(y + c0 + c, value) : store_n(y + c0 + c, value, left);
+                if (accumulate) value = add(load_up_to(y + c0 + c, left), value);
+                store_up_to(y + c0 + c, value, left);
             }
         }
 }

@@ -1,7 +1,6 @@
 // Products: how the threads share the rows and columns of C; the arithmetic is in gemm.isa.h.
-#include <omp.h>
-
 #include <algorithm>
+#include <concepts>
 
 #include "kernels/cpu/cpu.h"
 
@@ -10,80 +9,132 @@ namespace orpo {
 using cpu::BForm;
 using cpu::GemmShare;
 
-void Cpu::product(const GemmShare& whole) {
+template <class T>
+template <class Out>
+void Cpu<T>::product(const GemmShare<T, Out>& whole) {
     ORPO_CHECK(scratch_ != nullptr);
     const int panel = isa_.panel;
     const int panels = (whole.N + panel - 1) / panel;
-    // rows x columns of threads: the grid with the least work for the busiest one. A is packed once per column of the
-    // grid; B is turned or copied once per row of it.
-    const double pack_b = whole.form == BForm::kPacked ? 0.02 : whole.form == BForm::kRows ? 0 : 1.0;
-    int rows = 1, columns = threads_;
+    // The grid of shares, rows x columns. Threads take them one by one, for processors that others use too are not
+    // equally fast; a share costs its products, and reading and packing its A and B, in units of one column or row.
+    const double cost_a = sizeof(T) == 2 ? 0.5 : 2, cost_b = whole.form == BForm::kPacked ? 1 : 8;
+    const double cost_share = 2e6 / whole.K;  // a few microseconds
+    int rows = 1, columns = 1;
     double least = 1e300;
-    for (int r = 1; r <= threads_; ++r) {
-        const int c = threads_ / r;
-        const double m = (whole.M + r - 1) / r, n = (panels + c - 1) / c * panel;
-        const double cost = m * n + 2 * m + pack_b * 8 * n;
-        if (cost < least) least = cost, rows = r, columns = c;
-    }
-    const auto share = [&](int t) {
-        if (t >= rows * columns) return;
-        const int r = t % rows, c = t / rows;
-        const int m0 = static_cast<int>(int64_t{whole.M} * r / rows),
-                  m1 = static_cast<int>(int64_t{whole.M} * (r + 1) / rows);
+    const bool small = threads_ == 1 || double(whole.M) * whole.N * whole.K < 1e5;
+    for (int r = 1; r <= kSharesOfThread * threads_ && !small; ++r)
+        for (int c = 1; r * c <= kSharesOfThread * threads_ && c <= panels; ++c) {
+            const double m = (whole.M + r - 1) / r, n = (panels + c - 1) / c * panel;
+            const double share = m * n + cost_a * m + cost_b * n + cost_share;
+            const double cost = share * std::max(1.0, double(r * c) / threads_) + share / 2;
+            if (cost < least) least = cost, rows = r, columns = c;
+        }
+    items(int64_t{rows} * columns, [&](int t, int64_t i) {
+        const int r = static_cast<int>(i / columns), c = static_cast<int>(i % columns);
+        // Whole tiles of 16 rows.
+        const auto row = [&](int k) { return k == rows ? whole.M : whole.M / 16 * k / rows * 16; };
+        const int m0 = row(r), m1 = row(r + 1);
         const int n0 = panels * c / columns * panel, n1 = std::min(whole.N, panels * (c + 1) / columns * panel);
         if (m0 == m1 || n0 >= n1) return;
-        GemmShare s = whole;
+        GemmShare<T, Out> s = whole;
         s.M = m1 - m0, s.N = n1 - n0;
         s.A += m0 * whole.lda;
         s.first += n0;
+        s.added_row = m0;
         s.C += m0 * whole.ldc + n0;
-        bf16_ ? isa_.gemm_bf16(s, scratch(t)) : isa_.gemm(s, scratch(t));
-    };
-    if (threads_ == 1 || double(whole.M) * whole.N * whole.K < 1e5) {
-        rows = columns = 1;
-        return share(0);
-    }
-#pragma omp parallel num_threads(threads_)
-    for (int t = omp_get_thread_num(); t < threads_; t += omp_get_num_threads()) share(t);
+        if constexpr (std::same_as<T, Out>)
+            ops_.gemm(s, scratch(t));
+        else
+            ops_.gemm_full(s, scratch(t));
+    });
 }
 
-void Cpu::linear(int N, const float* x, const Weight& W, float* y) {
-    product({N, W.rows, W.cols, 1.0f, x, W.cols, W.packed, 0, BForm::kPacked, 0, W.rows, y, W.rows, false});
+template <class T>
+template <class Function>
+void Cpu<T>::runs(int N, std::span<const LowRank<T>> added, const Function& f) {
+    for (int row = 0; row < N;) {
+        size_t terms = 0;
+        while (terms < added.size() && added[terms].row == row) ++terms;
+        const int end = terms > 0 ? row + added[0].rows : added.empty() ? N : added[0].row;
+        ORPO_CHECK(row < end && end <= N);
+        f(row, end - row, added.first(terms));
+        added = added.subspan(terms);
+        row = end;
+    }
 }
-void Cpu::linear_backward(int N, const float* dy, const Weight& W, float* dx) {
-    ORPO_CHECK(!bf16_ || W.packed_back);
-    product({N, W.cols, W.rows, 1.0f, dy, W.rows, bf16_ ? W.packed_back : W.packed, W.cols, BForm::kPackedTurned, 0,
-             bf16_ ? W.cols : W.rows, dx, W.cols, false});
+
+template <class T>
+void Cpu<T>::linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added) {
+    runs(N, added, [&](int row, int rows, std::span<const LowRank<T>> terms) {
+        const T* A = x + int64_t{row} * W.cols;
+        T* C = y + int64_t{row} * W.rows;
+        const bool fit = fits(terms);
+        product<T>({rows, W.rows, W.cols, 1.0f, A, W.cols, nullptr, W.packed, 0, BForm::kPacked, 0, W.rows, C, W.rows,
+                    false, fit ? terms.data() : nullptr, fit ? static_cast<int>(terms.size()) : 0});
+        if (fit) return;
+        for (const LowRank<T>& t : terms)
+            gemm_nt(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, W.rows, true);
+    });
 }
-void Cpu::gemm_nt(int M, int N, int K, double a, const float* A, int lda, const float* B, int ldb, float* C, int ldc,
-                  bool accumulate) {
-    product({M, N, K, static_cast<float>(a), A, lda, B, ldb, BForm::kColumns, 0, 0, C, ldc, accumulate});
+template <class T>
+void Cpu<T>::linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added) {
+    const bool two = ops_.pack_weight_turned;  // forms of W
+    const float* packed = two ? W.packed_back : W.packed;
+    ORPO_CHECK(packed);
+    runs(N, added, [&](int row, int rows, std::span<const LowRank<T>> terms) {
+        const T* A = dy + int64_t{row} * W.rows;
+        T* C = dx + int64_t{row} * W.cols;
+        const bool fit = fits(terms);
+        product<T>({rows, W.cols, W.rows, 1.0f, A, W.rows, nullptr, packed, W.cols, BForm::kPackedTurned, 0,
+                    two ? W.cols : W.rows, C, W.cols, false, fit ? terms.data() : nullptr,
+                    fit ? static_cast<int>(terms.size()) : 0});
+        if (fit) return;
+        for (const LowRank<T>& t : terms)
+            gemm_nn(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, W.cols, true);
+    });
 }
-void Cpu::gemm_nn(int M, int N, int K, double a, const float* A, int lda, const float* B, int ldb, float* C, int ldc,
-                  bool accumulate) {
-    product({M, N, K, static_cast<float>(a), A, lda, B, ldb, BForm::kRows, 0, 0, C, ldc, accumulate});
+template <class T>
+void Cpu<T>::gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
+                     bool accumulate) {
+    const float scale = static_cast<float>(a);
+    product<T>({M, N, K, scale, A, lda, B, nullptr, ldb, BForm::kColumns, 0, 0, C, ldc, accumulate});
+}
+template <class T>
+void Cpu<T>::gemm_nn(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
+                     bool accumulate) {
+    const float scale = static_cast<float>(a);
+    product<T>({M, N, K, scale, A, lda, B, nullptr, ldb, BForm::kRows, 0, 0, C, ldc, accumulate});
+}
+// One row at a time, for the rows lie apart.
+template <class T>
+void Cpu<T>::logits(const Batch& b, int C, const T* n, const Weight& W, float* z) {
+    for (int i = 0; i < b.heads_n; ++i)
+        product<float>({1, W.rows, C, 1.0f, n + int64_t{b.heads[i].row} * C, C, nullptr, W.packed, 0, BForm::kPacked, 0,
+                        W.rows, z + int64_t{i} * W.rows, W.rows, false});
 }
 
 // The wide side's columns are shared; each share is cut so that its turned C fits the scratch.
-void Cpu::gemm_tn(int M, int N, int K, const float* A, int lda, const float* B, int ldb, float* C, int ldc) {
+template <class T>
+void Cpu<T>::gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int ldb, float* C, int ldc) {
     const bool turned = M > N;
     const int wide = turned ? M : N, narrow = turned ? N : M;
-    const auto scratch_of = bf16_ ? isa_.tokens_scratch_bf16 : isa_.tokens_scratch;
-    const auto multiply = bf16_ ? isa_.gemm_tokens_bf16 : isa_.gemm_tokens;
     int most = 8192;
-    while (most > isa_.panel && scratch_of(narrow, most) > scratch_stride_) most /= 2;
-    ORPO_CHECK(scratch_of(narrow, most) <= scratch_stride_);
+    while (most > isa_.panel && ops_.tokens_scratch(narrow, most) > scratch_stride_) most /= 2;
+    ORPO_CHECK(ops_.tokens_scratch(narrow, most) <= scratch_stride_);
     const int panels = (wide + isa_.panel - 1) / isa_.panel;
-    shares(panels, 1, [&](int t, int64_t first, int64_t count) {
+    shares(panels, panels / (2 * threads_) + 1, [&](int t, int64_t first, int64_t count) {
         const int end = std::min<int>(wide, static_cast<int>(first + count) * isa_.panel);
         for (int n0 = static_cast<int>(first) * isa_.panel; n0 < end; n0 += most) {
             const int n = std::min(most, end - n0);
             if (turned)
-                multiply(N, n, K, B, ldb, A + n0, lda, C + int64_t{n0} * ldc, ldc, true, scratch(t));
+                ops_.gemm_tokens(N, n, K, B, ldb, A + n0, lda, C + int64_t{n0} * ldc, ldc, true, scratch(t));
             else
-                multiply(M, n, K, A, lda, B + n0, ldb, C + n0, ldc, false, scratch(t));
+                ops_.gemm_tokens(M, n, K, A, lda, B + n0, ldb, C + n0, ldc, false, scratch(t));
         }
     });
 }
+
+template class Cpu<float>;
+template class Cpu<bf16>;
 
 }  // namespace orpo

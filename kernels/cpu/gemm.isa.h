@@ -211,18 +211,19 @@ static void pack_columns(int n, int K, const float* B, int64_t ldb, float* to, i
 static inline int panel_width(int64_t N, int64_t first) { return N - first <= 16 ? 16 : kNR; }
 
 // rows: (count, K), rows first .. first + count of W, count <= kNR and a whole panel (or the last).
-static void pack_weight_panel(int64_t N, int K, int64_t first, const float* rows, float* packed) {
+static void pack_weight_panel(int64_t N, int K, int64_t first, const float* rows, float* packed, float*) {
     const int width = panel_width(N, first);
     const int64_t left = N - first;
     pack_columns(left < width ? static_cast<int>(left) : width, K, rows, K, packed + first * K, width);
 }
 
-// row (K) = row r of W, times scale.
-static void unpack_weight_row(int64_t N, int K, const float* packed, int64_t r, float scale, float* row) {
+// row (K) = row r of W.
+template <class T>
+static void unpack_weight_row(int64_t N, int K, const float* packed, int64_t r, T* row) {
     const int64_t first = r / kNR * kNR;
     const int width = panel_width(N, first);
     const float* from = packed + first * K + (r - first);
-    for (int k = 0; k < K; ++k) row[k] = scale * from[int64_t{k} * width];
+    for (int k = 0; k < K; ++k) row[k] = from[int64_t{k} * width];
 }
 
 // (count, width) = rows [first, first + count) and columns [i0, i0 + n) of W; first is a multiple of kNR.
@@ -240,69 +241,7 @@ static void pack_turned(int64_t N, int K, const float* packed, int64_t first, in
     }
 }
 
-// scratch: gemm_scratch() floats.
 static constexpr int kMC = 28 * kMR;  // most rows of A packed at once
-static int64_t gemm_scratch() { return int64_t{kMC} * kALd + int64_t{kKC} * kNR; }
-
-// The weights of the panel at column n0 and row k0 of this share.
-static inline Ahead weights_ahead(const GemmShare& g, int n0, int k0, int kc) {
-    if (k0 >= g.K) return {};
-    if (kc > g.K - k0) kc = g.K - k0;
-    if (g.form == BForm::kPacked) {
-        const int width = panel_width(g.weight_rows, g.first + n0);
-        return {g.B + (g.first + n0) * g.K + int64_t{k0} * width, 1, kc * width / 16, 0};
-    }
-    if (g.form == BForm::kPackedTurned)
-        return {g.B + k0 * g.ldb + (g.first + n0) * kNR, kc / kNR, 2 * kNR, kNR * g.ldb};
-    return {};
-}
-
-static void gemm(const GemmShare& g, float* scratch) {
-    float* const a = scratch;
-    float* const b = scratch + int64_t{kMC} * kALd;
-    const int k_blocks = (g.K + kKC - 1) / kKC;
-    const int k_step = ((g.K + k_blocks - 1) / k_blocks + kChain - 1) / kChain * kChain;
-    const int m_blocks = (g.M + kMC - 1) / kMC;
-    for (int block = 0, m0 = 0; block < m_blocks; ++block) {
-        const int mc = (g.M - m0 + m_blocks - block - 1) / (m_blocks - block);
-        for (int k0 = 0; k0 < g.K; k0 += k_step) {
-            const int kc = g.K - k0 < k_step ? g.K - k0 : k_step;
-            pack_rows(mc, kc, g.scale, g.A + m0 * g.lda + k0, g.lda, a);
-            for (int n0 = 0; n0 < g.N; n0 += kNR) {
-                const int n = g.N - n0 < kNR ? g.N - n0 : kNR;
-                const int width = n <= 16 ? 16 : kNR;
-                const float* from = b;
-                int64_t ldb = width;
-                switch (g.form) {
-                    case BForm::kRows:
-                        if (n == width) {
-                            from = g.B + k0 * g.ldb + g.first + n0, ldb = g.ldb;
-                        } else {
-                            for (int k = 0; k < kc; ++k)
-                                for (int j = 0; j < width; ++j)
-                                    b[k * width + j] = j < n ? g.B[(k0 + k) * g.ldb + g.first + n0 + j] : 0.0f;
-                        }
-                        break;
-                    case BForm::kColumns:
-                        pack_columns(n, kc, g.B + (g.first + n0) * g.ldb + k0, g.ldb, b, width);
-                        break;
-                    case BForm::kPacked:
-                        ldb = panel_width(g.weight_rows, g.first + n0);
-                        from = g.B + (g.first + n0) * g.K + k0 * ldb;
-                        break;
-                    case BForm::kPackedTurned:
-                        pack_turned(g.weight_rows, static_cast<int>(g.ldb), g.B, k0, kc, static_cast<int>(g.first) + n0,
-                                    n, b, width);
-                        break;
-                }
-                const bool last = n0 + kNR >= g.N;
-                panel<false>(mc, kc, a, 0, from, ldb, g.C + m0 * g.ldc + n0, g.ldc, n, g.accumulate || k0 > 0,
-                             last ? weights_ahead(g, 0, k0 + k_step, k_step) : weights_ahead(g, n0 + kNR, k0, kc));
-            }
-        }
-        m0 += mc;
-    }
-}
 
 // C (M, columns [first, first + N)) += A^T B, A (K, M) lda, B (K, columns) ldb: sums over tokens. The chains run in C;
 // blocks of 32 tokens keep the rows being read in the first-level TLB.

@@ -8,10 +8,12 @@
 static constexpr int kVB = 384;
 
 static int head_rows() { return kMC; }
-template <bool kPairs>
+// bf16: also the block's e^(z - m) as pairs, and U while it is being summed.
+template <class T>
 static int64_t head_scratch(int C) {
+    const bool pairs = sizeof(T) == 2;
     const int64_t k_blocks = (C + kKC - 1) / kKC;
-    return int64_t{kMC + 32} * kALd * (k_blocks + 1 + (kPairs ? 1 : 0)) + int64_t{kVB} * kNR + 16;
+    return int64_t{kMC + 32} * kALd * (k_blocks + 1 + pairs) + int64_t{kVB} * kNR + pairs * int64_t{kMC} * C + 16;
 }
 
 // z (count) -> e^(z - m) with 0 at the target, rest summed. Returns the sum over all but the target.
@@ -32,6 +34,25 @@ static float exponentials(int count, float m, int target, float* z) {
     return sum(total);
 }
 
+#if defined(__AVX512BF16__)
+// The same with the e^(z - m) as pairs, zero-padded to 32.
+static float exponentials_to_pairs(int count, float m, int target, float* z, float* pairs) {
+    V total = set1(0.0f);
+    const V top = set1(m), zero = set1(0.0f);
+    if (target >= 0) z[target] = -__builtin_inff();
+    for (int v = 0; v < count; v += 32) {
+        const int left = count - v;
+        V e0 = exp_rough(sub(load_up_to(z + v, left), top)), e1 = zero;
+        if (left < 16) e0 = first_lanes(e0, left);
+        if (left > 16) e1 = exp_rough(sub(load_up_to(z + v + 16, left - 16), top));
+        if (left > 16 && left < 32) e1 = first_lanes(e1, left - 16);
+        total = add(total, add(e0, e1));
+        store_pairs(pairs + v / 2, e0, e1);
+    }
+    return sum(total);
+}
+#endif
+
 static float largest(int count, const float* z) {
     V top = set1(-__builtin_inff());
     int v = 0;
@@ -41,9 +62,14 @@ static float largest(int count, const float* z) {
     return m;
 }
 
-// kPairs: the operands of both products are bf16 pairs (bf16.isa.h), and W is packed for each of them.
-template <bool kPairs>
-static void head(const HeadShare& s, float* scratch) {
+// Where U is summed: in its place, or in scratch where T would round every term.
+static inline float* head_sums(const HeadShare<float>& s, float*) { return s.U; }
+static inline float* head_sums(const HeadShare<bf16>& s, float* scratch) { return s.U ? scratch : nullptr; }
+
+// bf16: the operands of both products are pairs (bf16.isa.h), and W is packed for each of them.
+template <class T>
+static void head(const HeadShare<T>& s, float* scratch) {
+    constexpr bool kPairs = sizeof(T) == 2;
     const Tiles tiles{};
     constexpr int kRowsHeld = kMC + 32;
     const int C = s.C, units = kPairs ? (C + 31) / 32 * 16 : C;  // elements of a packed row
@@ -52,29 +78,32 @@ static void head(const HeadShare& s, float* scratch) {
     const int k_step = ((units + k_blocks - 1) / k_blocks + kChain - 1) / kChain * kChain;
     float* const z = scratch + int64_t{kRowsHeld} * kALd * k_blocks;
     float* const rounded = z + int64_t{kRowsHeld} * kALd;  // kPairs: the block's e^(z - m) as pairs
-    float* const turned = kPairs ? rounded + int64_t{kRowsHeld} * kALd : rounded;
-    const auto multiply = [&](int K, const float* a, const float* b, int width, float* c, int64_t ldc, int n,
-                              bool more) {
+    float* const turned = rounded;                         // fp32: W of the block for the second product
+    float* const U = head_sums(s, kPairs ? rounded + int64_t{kRowsHeld} * kALd : nullptr);
+    // next: what the next product will read of W.
+    const auto multiply = [&](int K, const float* a, const float* b, int width, float* c, int64_t ldc, int n, bool more,
+                              const float* next) {
+        const Ahead ahead{next, 1, next ? K * width / 16 : 0, 0};
 #if defined(__AVX512BF16__)
-        if constexpr (kPairs) return panel_pairs(s.rows, K, a, b, width, c, ldc, n, more);
+        if constexpr (kPairs) return panel_pairs(s.rows, K, a, kALd, b, width, c, ldc, n, more, ahead);
 #endif
-        panel<false>(s.rows, K, a, 0, b, width, c, ldc, n, more);
+        panel<false>(s.rows, K, a, 0, b, width, c, ldc, n, more, ahead);
     };
     float m[kMC], z_target[kMC];
     double others[kMC];
     for (int i = 0; i < s.rows; ++i) {
         m[i] = -__builtin_inff(), others[i] = 0, z_target[i] = 0;
-        const float* n = s.n + int64_t{s.heads[i].row} * C;
+        const T* n = s.n + int64_t{s.heads[i].row} * C;
         for (int b = 0; b < k_blocks; ++b) {
             float* to = scratch + (int64_t{b} * kRowsHeld + i) * kALd;
 #if defined(__AVX512BF16__)
             if constexpr (kPairs) {
                 const int from = 2 * b * k_step;
-                pack_row_pairs(C - from < 2 * k_step ? C - from : 2 * k_step, set1(1.0f), n + from, to);
-                continue;
+                pack_row_pairs(C - from < 2 * k_step ? C - from : 2 * k_step, n + from, to);
             }
 #endif
-            pack_rows(1, C - b * k_step < k_step ? C - b * k_step : k_step, 1.0f, n + b * k_step, 0, to);
+            if constexpr (!kPairs)
+                pack_rows(1, C - b * k_step < k_step ? C - b * k_step : k_step, 1.0f, n + b * k_step, 0, to);
         }
     }
     for (int64_t v0 = 0; v0 < s.V; v0 += kVB) {
@@ -83,8 +112,9 @@ static void head(const HeadShare& s, float* scratch) {
             const int width = panel_width(s.V, v0 + v), n = count - v < width ? count - v : width;
             for (int b = 0; b < k_blocks; ++b) {
                 const int kc = units - b * k_step < k_step ? units - b * k_step : k_step;
-                multiply(kc, scratch + int64_t{b} * kRowsHeld * kALd,
-                         s.W + (v0 + v) * units + int64_t{b} * k_step * width, width, z + v, kALd, n, b > 0);
+                const float* from = s.W + (v0 + v) * units + int64_t{b} * k_step * width;
+                multiply(kc, scratch + int64_t{b} * kRowsHeld * kALd, from, width, z + v, kALd, n, b > 0,
+                         from + int64_t{kc} * width);
             }
         }
         for (int i = 0; i < s.rows; ++i) {
@@ -97,25 +127,29 @@ static void head(const HeadShare& s, float* scratch) {
                 const float factor = v0 == 0 ? 0.0f : __builtin_expf(m[i] - top);
                 m[i] = top;
                 others[i] *= factor;
-                if (s.U && v0 > 0)
-                    for (int c = 0; c < C; ++c) s.U[int64_t{i} * C + c] *= factor;
+                if (U && v0 > 0)
+                    for (int c = 0; c < C; ++c) U[int64_t{i} * C + c] *= factor;
             }
-            others[i] += static_cast<double>(exponentials(count, m[i], target, row));
 #if defined(__AVX512BF16__)
-            if constexpr (kPairs) pack_row_pairs(count, set1(1.0f), row, rounded + int64_t{i} * kALd);
+            if constexpr (kPairs) {
+                const float rest = exponentials_to_pairs(count, m[i], target, row, rounded + int64_t{i} * kALd);
+                others[i] += static_cast<double>(rest);
+            }
 #endif
+            if constexpr (!kPairs) others[i] += static_cast<double>(exponentials(count, m[i], target, row));
         }
-        if (!s.U) continue;
+        if (!U) continue;
         for (int c = 0; c < C; c += kNR) {
             const int n = C - c < kNR ? C - c : kNR;
             if (kPairs) {
                 const int width = panel_width(C, c);
-                multiply((count + 31) / 32 * 16, rounded, s.W_back + c * units_V + v0 / 2 * width, width, s.U + c, C, n,
-                         v0 > 0);
+                const float* from = s.W_back + c * units_V + v0 / 2 * width;
+                multiply((count + 31) / 32 * 16, rounded, from, width, U + c, C, n, v0 > 0,
+                         c + kNR < C ? from + kNR * units_V : nullptr);
             } else {
                 const int width = n <= 16 ? 16 : kNR;
                 pack_turned(s.V, C, s.W, v0, count, c, n, turned, width);
-                multiply(count, z, turned, width, s.U + c, C, n, v0 > 0);
+                multiply(count, z, turned, width, U + c, C, n, v0 > 0, nullptr);
             }
         }
     }
@@ -123,13 +157,15 @@ static void head(const HeadShare& s, float* scratch) {
         const double e = __builtin_exp(static_cast<double>(z_target[i]) - m[i]), total = others[i] + e;
         s.logp[i] = e > others[i] ? -__builtin_log1p(others[i] / e)
                                   : static_cast<double>(z_target[i]) - m[i] - __builtin_log(total);
-        if (!s.U) continue;
-        const float inverse = static_cast<float>(1 / total), share = static_cast<float>(others[i] / total);
+        if (!U) continue;
+        const V inverse = set1(static_cast<float>(1 / total)), share = set1(static_cast<float>(others[i] / total));
 #if defined(__AVX512BF16__)
-        if constexpr (kPairs) unpack_weight_row_bf16(s.V, C, s.W, s.heads[i].target, share, z);
+        if constexpr (kPairs) unpack_weight_row_bf16(s.V, C, s.W, s.heads[i].target, z);
 #endif
-        if constexpr (!kPairs) unpack_weight_row(s.V, C, s.W, s.heads[i].target, share, z);
-        float* U = s.U + int64_t{i} * C;
-        for (int c = 0; c < C; ++c) U[c] = inverse * U[c] - z[c];
+        if constexpr (!kPairs) unpack_weight_row(s.V, C, s.W, s.heads[i].target, z);
+        for (int c = 0; c < C; c += 16) {
+            const V sums = load_up_to(U + int64_t{i} * C + c, C - c);
+            store_up_to(s.U + int64_t{i} * C + c, fnma(share, load_up_to(z + c, C - c), mul(inverse, sums)), C - c);
+        }
     }
 }

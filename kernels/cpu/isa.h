@@ -1,10 +1,13 @@
-// What is compiled once per instruction set (isa_sse2.cpp, isa_avx2.cpp, isa_avx512.cpp from the *.isa.h files) and
+// What is compiled once per instruction set (isa_sse2.cpp, isa_avx2.cpp, isa_avx512.cpp ... from the *.isa.h files) and
 // chosen at run time: one thread's share of every operation, over plain pointers. Threads are cpu.h's business.
+// T is how activations are stored: float, or bf16 where the processor multiplies it. Sums and statistics are floats.
 #pragma once
 
 #include <cstdint>
 
 #include "kernels/batch.h"
+#include "kernels/bf16.h"
+#include "kernels/low_rank.h"
 
 namespace orpo::cpu {
 
@@ -18,117 +21,120 @@ enum class BForm {
 };
 
 // C (M, N) = scale A B (+ C). A (M, K). Columns of B: [first, first + N); first is a multiple of 32.
+template <class T, class Out = T>
 struct GemmShare {
     int M, N, K;
     float scale;
-    const float* A;
+    const T* A;
     int64_t lda;
-    const float* B;
+    const T* B;      // kRows, kColumns
+    const float* W;  // kPacked, kPackedTurned
     int64_t ldb;
     BForm form;
     int64_t first, weight_rows;
-    float* C;
+    Out* C;
     int64_t ldc;
     bool accumulate;
+    // Linears, scale 1: low-rank terms that every row of the whole product has; this share begins at row added_row.
+    const LowRank<T>* added = nullptr;
+    int added_n = 0;
+    int64_t added_row = 0;
 };
 
+// Most terms of one product; most_rank bounds the units of their ranks together.
+constexpr int kMostAdded = 4;
+
 // Some head rows of one thread; see head.isa.h.
+template <class T>
 struct HeadShare {
     int rows, C;
     int64_t V;
-    const float* n;        // (N, C) normed hidden states
+    const T* n;            // (N, C) normed hidden states
     const HeadRow* heads;  // (rows)
     const float* W;        // packed (V, C)
     const float* W_back;   // bf16: packed for U = p W
     double* logp;          // (rows)
-    float* U;              // (rows, C) or null
+    T* U;                  // (rows, C) or null
 };
 
 // A block of query rows of one head of one segment (prompt and chosen, or rejected); see attention.isa.h.
+template <class T>
 struct AttentionShare {
     int HS;
     int first, rows;  // query rows, counted from the segment's begin; rows <= attention_block()
-    const float* q;   // query `first` of this head; rows at distance `width`
+    const T* q;       // query `first` of this head; rows at distance `width`
     int64_t width;
     const float* packed0;  // packed K and V of the prompt's segment and how many of its keys are seen by all rows
     int keys0, total0;     // (0 for the prompt's own segment); total0: keys packed there
     const float* packed1;  // of the own segment: row i sees keys 0..i
     int total1;
-    float* o;  // forward: written; backward: read. Rows at distance `o_width`
+    T* o;  // forward: written; backward: read. Rows at distance `o_width`
     int64_t o_width;
     float* lse;  // at distance H
     int64_t H;
-    const float* d_o;  // backward: as o
-    float* dq;         // backward: as q, overwritten
-    float *dk0, *dv0;  // backward: (keys0, HS), added to
-    float *dk1, *dv1;  // backward: (total1, HS), added to
+    int heads;         // backward: query heads of the K/V head, side by side in q, o, d_o, dq and lse; q.. at the first
+    const T* d_o;      // backward: as o
+    T* dq;             // backward: as q, overwritten
+    float *dk0, *dv0;  // backward: (keys0, HS); fp32: added to, bf16: written, for it is given whole segments
+    float *dk1, *dv1;  // backward: (total1, HS), likewise
+};
+
+// The operations on activations stored in T.
+template <class T>
+struct Ops {
+    int (*units)(int K);  // floats that K packed numbers take
+    int64_t (*gemm_scratch)();
+    void (*gemm)(const GemmShare<T>&, float* scratch);
+    void (*gemm_full)(const GemmShare<T, float>&, float* scratch);  // C in fp32
+    int64_t (*tokens_scratch)(int M, int N);
+    void (*gemm_tokens)(int M, int N, int K, const T* A, int64_t lda, const T* B, int64_t ldb, float* C, int64_t ldc,
+                        bool turned, float* scratch);
+    // temp: 16 units(K) floats
+    void (*pack_weight_panel)(int64_t N, int K, int64_t first, const float* rows, float* packed, float* temp);
+    void (*pack_weight_turned)(int64_t N, int K, int64_t first, int count, const float* rows, float* packed);  // bf16
+    void (*unpack_weight_row)(int64_t N, int K, const float* packed, int64_t r, T* row);
+
+    // rows of (rows, C); see kernels.h for the formulas
+    void (*rmsnorm)(int rows, int C, float eps, const T* x, const float* w, T* y, float* r);
+    void (*add_rmsnorm)(int rows, int C, float eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
+                        const T* x_low, T* x2_low);
+    void (*normalize)(int rows, int C, const T* x, const float* w, const float* r, T* y);
+    void (*rmsnorm_backward)(int rows, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
+                             bool accumulate);
+    void (*rope)(int rows, int heads, int HS, int width, const int32_t* positions, const float* table, float sign,
+                 T* qkv);
+    void (*swiglu)(int rows, int I, const T* gu, T* h);
+    void (*swiglu_backward)(int rows, int I, const T* dh, T* gu);
+    // y = mask x / (1 - p), added to y when `add`; mask_pair, positions: (rows)
+    void (*dropout)(int rows, int C, double p, uint64_t key, uint32_t step, uint32_t tensor, const int32_t* mask_pair,
+                    const int32_t* positions, const T* x, T* y, bool add);
+
+    int64_t (*head_scratch)(int C);
+    int (*head_rows)();  // most rows of one call
+    void (*head)(const HeadShare<T>&, float* scratch);
+
+    int (*attention_block)();                                      // most query rows of one call of attention
+    int (*attention_backward_block)();                             // and of attention_backward
+    int64_t (*attention_packed)(int keys, int HS, bool backward);  // floats of one K/V head of a segment
+    int64_t (*attention_scratch)(int keys, int HS);                // floats a thread; keys: most that a row sees
+    void (*attention_pack)(int keys, int HS, const T* k, const T* v, int64_t width, bool backward, float* packed);
+    void (*attention)(const AttentionShare<T>&, float* scratch);
+    void (*attention_backward)(const AttentionShare<T>&, float* scratch);
+    void (*decode_attention)(int H, int KV, int HS, int count, const T* q, const T* cache, float* scores, T* o);
+
+    // y (n) = the sum over terms of weights[i] x[i] (n), in that order
+    void (*combine)(int64_t n, int terms, const float* weights, const T* const* x, T* y);
+    void (*combine_full)(int64_t n, int terms, const float* weights, const float* const* x, T* y);
 };
 
 struct Isa {
     const char* name;
-    int panel;  // rows of a packed weight panel
-    int64_t (*gemm_scratch)();
-    void (*gemm)(const GemmShare&, float* scratch);
-    int64_t (*tokens_scratch)(int M, int N);
-    void (*gemm_tokens)(int M, int N, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
-                        int64_t ldc, bool turned, float* scratch);
-    void (*pack_weight_panel)(int64_t N, int K, int64_t first, const float* rows, float* packed);
-    void (*unpack_weight_row)(int64_t N, int K, const float* packed, int64_t r, float scale, float* row);
-
-    // The same with bf16 operands; null where the processor has no bf16 products.
-    int64_t (*gemm_scratch_bf16)();
-    void (*gemm_bf16)(const GemmShare&, float* scratch);
-    int64_t (*tokens_scratch_bf16)(int M, int N);
-    void (*gemm_tokens_bf16)(int M, int N, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
-                             int64_t ldc, bool turned, float* scratch);
-    int (*pairs_of)(int K);  // packed elements of K numbers
-    void (*pack_weight_panel_bf16)(int64_t N, int K, int64_t first, const float* rows, float* packed, float* temp);
-    void (*pack_weight_turned_bf16)(int64_t N, int K, int64_t first, int count, const float* rows, float* packed);
-    void (*unpack_weight_row_bf16)(int64_t N, int K, const float* packed, int64_t r, float scale, float* row);
-    int64_t (*head_scratch_bf16)(int C);
-    void (*head_bf16)(const HeadShare&, float* scratch);
-
-    // rows of (rows, C); see kernels.h for the formulas
-    void (*rmsnorm)(int rows, int C, float eps, const float* x, const float* w, float* y, float* r);
-    void (*add_rmsnorm)(int rows, int C, float eps, const float* x, const float* d, const float* w, float* x2, float* y,
-                        float* r);
-    void (*normalize)(int rows, int C, const float* x, const float* w, const float* r, float* y);
-    void (*rmsnorm_backward)(int rows, int C, const float* dy, const float* x, const float* w, const float* r,
-                             float* dx, bool accumulate);
-    void (*rope)(int rows, int heads, int HS, int width, const int32_t* positions, const float* table, float sign,
-                 float* qkv);
-    void (*swiglu)(int rows, int I, const float* gu, float* h);
-    void (*swiglu_backward)(int rows, int I, const float* dh, float* gu);
-    // y = mask x / (1 - p), added to y when `add`; mask_pair, positions: (rows)
-    void (*dropout)(int rows, int C, double p, uint64_t key, uint32_t step, uint32_t tensor, const int32_t* mask_pair,
-                    const int32_t* positions, const float* x, float* y, bool add);
-    void (*scale_add)(int64_t n, float s, const float* x, float* y);  // y += s x
-
-    int64_t (*head_scratch)(int C);
-    int (*head_rows)();  // most rows of one call
-    void (*head)(const HeadShare&, float* scratch);
-
-    int (*attention_block)();                                      // most query rows of one call
-    int64_t (*attention_packed)(int keys, int HS, bool backward);  // floats of one K/V head of a segment
-    int64_t (*attention_scratch)(int keys, int HS);                // floats a thread; keys: most that a row sees
-    void (*attention_pack)(int keys, int HS, const float* k, const float* v, int64_t width, bool backward,
-                           float* packed);
-    void (*attention)(const AttentionShare&, float* scratch);
-    void (*attention_backward)(const AttentionShare&, float* scratch);
-
-    // With bf16 operands. attention_backward_bf16 takes a whole segment and writes dk, dv (attention_bf16.isa.h).
-    int (*attention_block_bf16)();
-    int64_t (*attention_packed_bf16)(int keys, int HS, bool backward);
-    int64_t (*attention_scratch_bf16)(int keys, int HS);
-    void (*attention_pack_bf16)(int keys, int HS, const float* k, const float* v, int64_t width, bool backward,
-                                float* packed);
-    void (*attention_bf16)(const AttentionShare&, float* scratch);
-    void (*attention_backward_bf16)(const AttentionShare&, float* scratch);
-
+    int panel;      // rows of a packed weight panel
+    int most_rank;  // units that the low-rank terms of a product may take together
+    Ops<float> in_fp32;
+    Ops<bf16> in_bf16;  // null functions where the processor has no bf16 products
     void (*adamw)(int64_t n, const float constants[8], float* p, const float* g, float* m, float* v);
     double (*squared_norm)(int64_t n, const float* g);
-    void (*decode_attention)(int H, int KV, int HS, int count, const float* q, const float* cache, float* scores,
-                             float* o);
 };
 
 const Isa& sse2_isa();

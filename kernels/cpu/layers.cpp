@@ -8,67 +8,78 @@ namespace {
 int64_t least_rows(int64_t width) { return 16384 / width + 1; }
 }  // namespace
 
-void Cpu::embed(const Batch& b, const Weight& E, float* x) {
+template <class T>
+void Cpu<T>::embed(const Batch& b, const Weight& E, T* x) {
     shares(b.N, 8, [&](int, int64_t first, int64_t count) {
         for (int64_t n = first; n < first + count; ++n)
-            (bf16_ ? isa_.unpack_weight_row_bf16 : isa_.unpack_weight_row)(E.rows, E.cols, E.packed, b.ids[n], 1.0f,
-                                                                           x + n * E.cols);
+            ops_.unpack_weight_row(E.rows, E.cols, E.packed, b.ids[n], x + n * E.cols);
     });
 }
 
-void Cpu::rmsnorm(int N, int C, double eps, const float* x, const float* w, float* y, float* r) {
+template <class T>
+void Cpu<T>::rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, float* r) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        isa_.rmsnorm(static_cast<int>(rows), C, static_cast<float>(eps), x + n * C, w, y + n * C, r + n);
+        ops_.rmsnorm(static_cast<int>(rows), C, static_cast<float>(eps), x + n * C, w, y + n * C, r + n);
     });
 }
-void Cpu::add_rmsnorm(int N, int C, double eps, const float* x, const float* d, const float* w, float* x2, float* y,
-                      float* r) {
+template <class T>
+void Cpu<T>::add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
+                         const T* x_low, T* x2_low) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        isa_.add_rmsnorm(static_cast<int>(rows), C, static_cast<float>(eps), x + n * C, d + n * C, w, x2 + n * C,
-                         y + n * C, r + n);
+        ops_.add_rmsnorm(static_cast<int>(rows), C, static_cast<float>(eps), x + n * C, d + n * C, w, x2 + n * C,
+                         y + n * C, r + n, x_low ? x_low + n * C : nullptr, x2_low ? x2_low + n * C : nullptr);
     });
 }
-void Cpu::normalize(int N, int C, const float* x, const float* w, const float* r, float* y) {
+template <class T>
+void Cpu<T>::normalize(int N, int C, const T* x, const float* w, const float* r, T* y) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        isa_.normalize(static_cast<int>(rows), C, x + n * C, w, r + n, y + n * C);
+        ops_.normalize(static_cast<int>(rows), C, x + n * C, w, r + n, y + n * C);
     });
 }
-void Cpu::rmsnorm_backward(int N, int C, const float* dy, const float* x, const float* w, const float* r, float* dx,
-                           bool accumulate) {
+template <class T>
+void Cpu<T>::rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
+                              bool accumulate) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        isa_.rmsnorm_backward(static_cast<int>(rows), C, dy + n * C, x + n * C, w, r + n, dx + n * C, accumulate);
+        ops_.rmsnorm_backward(static_cast<int>(rows), C, dy + n * C, x + n * C, w, r + n, dx + n * C, accumulate);
     });
 }
-void Cpu::rope(const Batch& b, const HeadShape& shape, const float* table, int sign, float* qkv) {
+template <class T>
+void Cpu<T>::rope(const Batch& b, const HeadShape& shape, const float* table, int sign, T* qkv) {
     const int width = shape.width();
     shares(b.N, least_rows(width), [&](int, int64_t n, int64_t rows) {
-        isa_.rope(static_cast<int>(rows), shape.H + shape.KV, shape.HS, width, b.positions.data() + n, table,
+        ops_.rope(static_cast<int>(rows), shape.H + shape.KV, shape.HS, width, b.positions.data() + n, table,
                   static_cast<float>(sign), qkv + n * width);
     });
 }
-void Cpu::swiglu(int N, int I, const float* gu, float* h) {
+template <class T>
+void Cpu<T>::swiglu(int N, int I, const T* gu, T* h) {
     shares(N, least_rows(I),
-           [&](int, int64_t n, int64_t rows) { isa_.swiglu(static_cast<int>(rows), I, gu + n * 2 * I, h + n * I); });
+           [&](int, int64_t n, int64_t rows) { ops_.swiglu(static_cast<int>(rows), I, gu + n * 2 * I, h + n * I); });
 }
-void Cpu::swiglu_backward(int N, int I, const float* dh, float* gu) {
+template <class T>
+void Cpu<T>::swiglu_backward(int N, int I, const T* dh, T* gu) {
     shares(N, least_rows(I), [&](int, int64_t n, int64_t rows) {
-        isa_.swiglu_backward(static_cast<int>(rows), I, dh + n * I, gu + n * 2 * I);
+        ops_.swiglu_backward(static_cast<int>(rows), I, dh + n * I, gu + n * 2 * I);
     });
 }
-void Cpu::dropout(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const float* x, float* y) {
+template <class T>
+void Cpu<T>::dropout(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const T* x, T* y) {
     shares(rows, least_rows(C), [&](int, int64_t n, int64_t count) {
         n += first;
-        isa_.dropout(static_cast<int>(count), C, p, b.dropout_key, b.step, tensor, b.mask_pair.data() + n,
+        ops_.dropout(static_cast<int>(count), C, p, b.dropout_key, b.step, tensor, b.mask_pair.data() + n,
                      b.positions.data() + n, x + n * C, y + n * C, false);
     });
 }
-void Cpu::dropout_add(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const float* d,
-                      float* dx) {
+template <class T>
+void Cpu<T>::dropout_add(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const T* d, T* dx) {
     shares(rows, least_rows(C), [&](int, int64_t n, int64_t count) {
         n += first;
-        isa_.dropout(static_cast<int>(count), C, p, b.dropout_key, b.step, tensor, b.mask_pair.data() + n,
+        ops_.dropout(static_cast<int>(count), C, p, b.dropout_key, b.step, tensor, b.mask_pair.data() + n,
                      b.positions.data() + n, d + n * C, dx + n * C, true);
     });
 }
+
+template class Cpu<float>;
+template class Cpu<bf16>;
 
 }  // namespace orpo

@@ -132,6 +132,36 @@ static inline void store_n(float* p, V a, int n) {
 }
 #endif
 
+// bf16 in memory: widened when it is loaded, rounded to the nearest even when it is stored.
+#if defined(__AVX512BF16__)
+static inline __m512i halves(const bf16* p) {  // in the low halves of 32-bit lanes
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline __m512i halves_n(const bf16* p, int n) {
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1), p));
+}
+static inline V widen(__m512i low_halves) { return {_mm512_castsi512_ps(_mm512_slli_epi32(low_halves, 16))}; }
+static inline V load(const bf16* p) { return widen(halves(p)); }
+static inline V load_n(const bf16* p, int n) { return widen(halves_n(p, n)); }
+static inline __m256i narrow(V a) { return (__m256i)_mm512_cvtneps_pbh(a.v); }
+static inline void store(bf16* p, V a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a)); }
+static inline void store_n(bf16* p, V a, int n) {
+    _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), narrow(a));
+}
+static inline V rounded(V a, bf16) { return widen(_mm512_cvtepu16_epi32(narrow(a))); }
+#endif
+static inline V rounded(V a, float) { return a; }  // as T stores it
+
+// The first `left` lanes where fewer than 16 are left.
+template <class T>
+static inline V load_up_to(const T* p, int left) {
+    return left >= 16 ? load(p) : load_n(p, left);
+}
+template <class T>
+static inline void store_up_to(T* p, V a, int left) {
+    left >= 16 ? store(p, a) : store_n(p, a, left);
+}
+
 // Lanes folded by halves, (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1): one tree on every instruction set.
 #if defined(__AVX2__)
 static inline __m128 fold_add(V x) {
@@ -174,6 +204,25 @@ static inline V exp(V x) {
     p = fma(p, r, set1(1.0f));
     return less(x, set1(-87.3f), set1(0.0f), mul(p, pow2(n)));
 }
+
+#if defined(__AVX512BF16__)
+// The first n lanes, and x with 0 in the others.
+static inline __mmask16 lanes(int n) { return static_cast<__mmask16>(n >= 16 ? 0xFFFF : n > 0 ? (1u << n) - 1 : 0); }
+static inline V first_lanes(V x, int n) { return {_mm512_maskz_mov_ps(lanes(n), x.v)}; }
+
+// e^x to 3e-6, bounded as exp: what is rounded to bf16 needs no more. NaN stays NaN.
+static inline V exp_rough(V x) {
+    const V bounded = min(set1(88.0f), max(set1(-87.0f), x));
+    const V n = {_mm512_roundscale_ps(mul(bounded, set1(1.44269504088896341f)).v, 8)};
+    const V r = fnma(n, set1(0.693147180559945f), bounded);
+    V p = fma(set1(1.0f / 120), r, set1(1.0f / 24));
+    p = fma(p, r, set1(1.0f / 6));
+    p = fma(p, r, set1(0.5f));
+    p = fma(p, r, set1(1.0f));
+    p = fma(p, r, set1(1.0f));
+    return {_mm512_scalef_ps(p.v, n.v)};
+}
+#endif
 
 // 64-bit lanes for integer generators: products of the low halves.
 #if defined(__AVX512F__)

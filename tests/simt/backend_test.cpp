@@ -107,7 +107,7 @@ TEST_CASE("stand-in, fp32: steps equal the reference; replayed graphs give the b
 TEST_CASE("stand-in, bf16: gradients point where ours in fp32 do") {
     const auto pairs = random_pairs(4, 96);
     const EngineOptions o = options(128);
-    Gpu<cuda::bf16> gpu(o);
+    Gpu<bf16> gpu(o);
     const Run got = train(*gpu.engine, pairs, 1, 128), want = train(*oracle(o, gpu.weights, gpu_config()), pairs, 1, 128);
     CHECK(got.losses[0] == doctest::Approx(want.losses[0]).epsilon(5e-3));
     CHECK(cosine(got.gradients, want.gradients) >= 0.995);
@@ -138,7 +138,7 @@ TEST_CASE("stand-in, fp32: generation gives the CPU's text; decoding is replayed
     EngineOptions o = options(80, Keep::kNothing);
     o.sizes.sequences = o.sizes.heads = 3, o.sizes.max_positions = 90;
     Gpu<float> gpu(o);
-    const auto cpu = std::make_unique<EngineOf<Cpu>>(std::make_unique<Cpu>(), "CPU", gpu_config(), &gpu.weights, o);
+    const auto cpu = std::make_unique<EngineOf<Cpu<float>>>(std::make_unique<Cpu<float>>(), "CPU", gpu_config(), &gpu.weights, o);
     const auto adapter = random_adapter(cpu->lora(), "adapter");
     for (Engine* engine : {gpu.engine.get(), static_cast<Engine*>(cpu.get())})
         engine->write(Arena::kParameters, 0, adapter);
