@@ -139,6 +139,13 @@ void Cpu<T>::reserve(const Limits& limits) {
         packed_capacity_ = packed;
         packed_keys_ = allocate<float>(Category::kWorkspace, "packed keys and values", packed);
     }
+    // In either order of rows and columns, padded to panels.
+    const int64_t C = limits.C + 16,
+                  turned = std::max({C * (s.width() + 16), C * (s.H * s.HS + 16), C * (2 * limits.I + 16)});
+    if (ops_.turn_weight && limits.gradients && turned > turned_capacity_) {
+        turned_capacity_ = turned;
+        turned_ = allocate<float>(Category::kWorkspace, "a turned weight", turned);
+    }
     const int64_t sums = limits.gradients ? int64_t{limits.tokens} * 2 * s.KV * s.HS * 2 : 0;
     if (sums > sums_capacity_) {
         sums_capacity_ = sums;

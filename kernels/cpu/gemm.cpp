@@ -63,35 +63,43 @@ void Cpu<T>::runs(int N, std::span<const LowRank<T>> added, const Function& f) {
     }
 }
 
+// y (N, out) = x (N, in) W^T + terms; W packed (out, in). turned: the terms' B is (R, columns).
+template <class T>
+void Cpu<T>::packed_product(int N, int in, int out, const T* x, const float* W, T* y, std::span<const LowRank<T>> added,
+                            bool turned) {
+    runs(N, added, [&](int row, int rows, std::span<const LowRank<T>> terms) {
+        T* C = y + int64_t{row} * out;
+        GemmShare<T> share = {rows, out, in,  1.0f, x + int64_t{row} * in, in, nullptr, W, 0, BForm::kPacked, 0,
+                              out,  C,   out, false};
+        if (fits(terms)) share.added = terms.data(), share.added_n = static_cast<int>(terms.size());
+        share.added_turned = turned;
+        product(share);
+        if (fits(terms)) return;
+        for (const LowRank<T>& t : terms) {
+            if (turned)
+                gemm_nn(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, out, true);
+            else
+                gemm_nt(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, out, true);
+        }
+    });
+}
+
 template <class T>
 void Cpu<T>::linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added) {
-    runs(N, added, [&](int row, int rows, std::span<const LowRank<T>> terms) {
-        const T* A = x + int64_t{row} * W.cols;
-        T* C = y + int64_t{row} * W.rows;
-        const bool fit = fits(terms);
-        product<T>({rows, W.rows, W.cols, 1.0f, A, W.cols, nullptr, W.packed, 0, BForm::kPacked, 0, W.rows, C, W.rows,
-                    false, fit ? terms.data() : nullptr, fit ? static_cast<int>(terms.size()) : 0});
-        if (fit) return;
-        for (const LowRank<T>& t : terms)
-            gemm_nt(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, W.rows, true);
-    });
+    packed_product(N, W.cols, W.rows, x, W.packed, y, added, false);
 }
 template <class T>
 void Cpu<T>::linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added) {
-    const bool two = ops_.pack_weight_turned;  // forms of W
-    const float* packed = two ? W.packed_back : W.packed;
+    const float* packed = W.packed_back;
+    if (ops_.turn_weight) {  // turned once a call: a small part of what the product takes, and half the memory
+        ORPO_CHECK(int64_t{W.rows} * ((W.cols + 15) / 16 * 16) <= turned_capacity_);
+        items((W.cols + isa_.panel - 1) / isa_.panel, [&](int, int64_t i) {
+            ops_.turn_weight(W.rows, W.cols, W.packed, static_cast<int>(i) * isa_.panel, turned_);
+        });
+        packed = turned_;
+    }
     ORPO_CHECK(packed);
-    runs(N, added, [&](int row, int rows, std::span<const LowRank<T>> terms) {
-        const T* A = dy + int64_t{row} * W.rows;
-        T* C = dx + int64_t{row} * W.cols;
-        const bool fit = fits(terms);
-        product<T>({rows, W.cols, W.rows, 1.0f, A, W.rows, nullptr, packed, W.cols, BForm::kPackedTurned, 0,
-                    two ? W.cols : W.rows, C, W.cols, false, fit ? terms.data() : nullptr,
-                    fit ? static_cast<int>(terms.size()) : 0});
-        if (fit) return;
-        for (const LowRank<T>& t : terms)
-            gemm_nn(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, W.cols, true);
-    });
+    packed_product(N, W.rows, W.cols, dy, packed, dx, added, true);
 }
 template <class T>
 void Cpu<T>::gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,

@@ -205,9 +205,8 @@ static void pack_columns(int n, int K, const float* B, int64_t ldb, float* to, i
     for (int j = 0; j < width; j += 16) transpose_strip(n - j < 16 ? n - j : 16, K, B + j * ldb, ldb, to + j, width);
 }
 
-// Packed weights W (N, K): panels of kNR rows, each stored (K, kNR); a last one of up to 16 rows is (K, 16). This is
-// the one copy of W: `linear` streams it, `linear_backward` turns 32 x 32 blocks of it (contiguous, 4 KB) on the way to
-// L2.
+// Packed weights W (N, K): panels of kNR rows of W, each stored (K, kNR); a last one of up to 16 rows is (K, 16). This
+// is the one copy that is kept: linear_backward turns 32 x 32 blocks of it (contiguous, 4 KB) into a packed W^T.
 static inline int panel_width(int64_t N, int64_t first) { return N - first <= 16 ? 16 : kNR; }
 
 // rows: (count, K), rows first .. first + count of W, count <= kNR and a whole panel (or the last).
@@ -239,6 +238,12 @@ static void pack_turned(int64_t N, int K, const float* packed, int64_t first, in
                             width);
         }
     }
+}
+
+// Columns [i0, i0 + kNR) of W as a panel of packed W^T (K, N), in their place in `turned`.
+static void turn_weight(int64_t N, int K, const float* packed, int i0, float* turned) {
+    const int width = panel_width(K, i0), n = K - i0 < width ? K - i0 : width;
+    pack_turned(N, K, packed, 0, static_cast<int>(N), i0, n, turned + i0 * N, width);
 }
 
 static constexpr int kMC = 28 * kMR;  // most rows of A packed at once

@@ -13,11 +13,9 @@ namespace orpo::cpu {
 
 // How the right-hand matrix of a product lies in memory.
 enum class BForm {
-    kRows,          // (K, N) at distance ldb
-    kColumns,       // (N, K) at distance ldb
-    kPacked,        // packed weights (weight_rows, K)
-    kPackedTurned,  // fp32: packed weights (weight_rows = K, ldb = columns), used as (K, N);
-                    // bf16: packed weights of the turned matrix (weight_rows = columns)
+    kRows,     // (K, N) at distance ldb
+    kColumns,  // (N, K) at distance ldb
+    kPacked,   // packed weights (weight_rows, K)
 };
 
 // C (M, N) = scale A B (+ C). A (M, K). Columns of B: [first, first + N); first is a multiple of 32.
@@ -28,7 +26,7 @@ struct GemmShare {
     const T* A;
     int64_t lda;
     const T* B;      // kRows, kColumns
-    const float* W;  // kPacked, kPackedTurned
+    const float* W;  // kPacked
     int64_t ldb;
     BForm form;
     int64_t first, weight_rows;
@@ -38,6 +36,7 @@ struct GemmShare {
     // Linears, scale 1: low-rank terms that every row of the whole product has; this share begins at row added_row.
     const LowRank<T>* added = nullptr;
     int added_n = 0;
+    bool added_turned = false;  // their B is (R, columns)
     int64_t added_row = 0;
 };
 
@@ -91,7 +90,9 @@ struct Ops {
                         bool turned, float* scratch);
     // temp: 16 units(K) floats
     void (*pack_weight_panel)(int64_t N, int K, int64_t first, const float* rows, float* packed, float* temp);
-    void (*pack_weight_turned)(int64_t N, int K, int64_t first, int count, const float* rows, float* packed);  // bf16
+    // W^T packed: bf16: from rows of W; fp32: columns [i0, i0 + panel) of it, from packed W. The other one is null.
+    void (*pack_weight_turned)(int64_t N, int K, int64_t first, int count, const float* rows, float* packed);
+    void (*turn_weight)(int64_t N, int K, const float* packed, int i0, float* turned);
     void (*unpack_weight_row)(int64_t N, int K, const float* packed, int64_t r, T* row);
 
     // rows of (rows, C); see kernels.h for the formulas

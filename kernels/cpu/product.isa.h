@@ -12,8 +12,6 @@ static inline Ahead weights_ahead(const GemmShare<float>& g, int n0, int k0, int
         const int width = panel_width(g.weight_rows, g.first + n0);
         return {g.W + (g.first + n0) * g.K + int64_t{k0} * width, 1, kc * width / 16, 0};
     }
-    if (g.form == BForm::kPackedTurned)
-        return {g.W + k0 * g.ldb + (g.first + n0) * kNR, kc / kNR, 2 * kNR, kNR * g.ldb};
     return {};
 }
 
@@ -53,10 +51,6 @@ static void gemm(const GemmShare<float>& g, float* scratch) {
                         ldb = panel_width(g.weight_rows, g.first + n0);
                         from = g.W + (g.first + n0) * g.K + k0 * ldb;
                         break;
-                    case BForm::kPackedTurned:
-                        pack_turned(g.weight_rows, static_cast<int>(g.ldb), g.W, k0, kc, static_cast<int>(g.first) + n0,
-                                    n, b, width);
-                        break;
                 }
                 const bool last = n0 + kNR >= g.N;
                 panel<false>(mc, kc, a, 0, from, ldb, g.C + m0 * g.ldc + n0, g.ldc, n, g.accumulate || k0 > 0,
@@ -64,7 +58,7 @@ static void gemm(const GemmShare<float>& g, float* scratch) {
                 if (k0 + kc < g.K) continue;
                 const float* s = low_a;
                 for (int i = 0; i < g.added_n; s += rank_units(g.added[i++]))
-                    if (pack_low_panel(g.added[i], g.form == BForm::kPackedTurned, g.first + n0, n, low_b, width))
+                    if (pack_low_panel(g.added[i], g.added_turned, g.first + n0, n, low_b, width))
                         panel<false>(mc, g.added[i].R, s, 0, low_b, width, g.C + m0 * g.ldc + n0, g.ldc, n, true);
             }
         }

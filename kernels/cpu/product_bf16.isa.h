@@ -122,7 +122,7 @@ static inline bool rows_in_place(const GemmShare<bf16, Out>& g) {
 #endif
 }
 
-// As gemm(); kPacked and kPackedTurned: g.W is packed for the direction that is asked for (for kPackedTurned: W^T).
+// As gemm().
 // Where K takes several blocks, the sums of kSumColumns columns wait in scratch.
 static constexpr int kSumColumns = 640;
 static int64_t gemm_scratch_bf16() {
@@ -132,7 +132,7 @@ static int64_t gemm_scratch_bf16() {
 template <class Out>
 static void gemm_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
     const Tiles tiles{};
-    const bool packed = g.form == BForm::kPacked || g.form == BForm::kPackedTurned;
+    const bool packed = g.form == BForm::kPacked;
     if (!packed && g.K <= kNarrow) return gemm_narrow_bf16(g, scratch);
     float* const a = scratch;
     float* const b = a + int64_t{kMC + 32} * kALd;
@@ -191,8 +191,7 @@ static void gemm_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
                     const float* s = low_a;
                     float* to = low_b;
                     for (int i = 0; i < g.added_n; s += rank_units(g.added[i++])) {
-                        const bool turned = g.form == BForm::kPackedTurned;
-                        if (!pack_low_panel(g.added[i], turned, g.first + n0, n, to, width)) continue;
+                        if (!pack_low_panel(g.added[i], g.added_turned, g.first + n0, n, to, width)) continue;
                         low.units[low.terms] = rank_units(g.added[i]), low.a[low.terms] = s, low.b[low.terms++] = to;
                         to += rank_units(g.added[i]) * width;
                     }
