@@ -70,8 +70,10 @@ double best_seconds(Cpu<T>& k, const Shape& s, std::vector<float>& memory) {
     if (forward || backward) {
         CpuOptions options = k.options();
         scratch = std::make_unique<Cpu<T>>(options);
-        scratch->reserve(k.limits());
         const int rows = forward ? s.N : s.K, cols = forward ? s.K : s.N;
+        Limits limits = k.limits();
+        limits.I = std::max(limits.I, (std::max(rows, cols) + 1) / 2);  // the head is turned as if it were a layer's
+        scratch->reserve(limits);
         W = scratch->prepare("W", rows, cols, forward ? kForward : kBackward,
                              [&](int64_t, int64_t count, float* out) { std::fill_n(out, count * cols, 0.01f); });
     }
