@@ -94,14 +94,19 @@ double best_seconds(Cpu<T>& k, const Shape& s, std::vector<float>& memory) {
     return std::min(best, onednn_seconds(s.M, s.N, s.K, sizeof(T) == 2, k.threads(), 4));
 }
 
-// FLOP/s of all products of the step over the time that each takes alone.
+// FLOP/s of all products of the step over the time that each takes alone: its best of rounds that lie seconds apart,
+// for machines that are shared change their speed within seconds.
 template <class T>
 double measure_ceiling(Cpu<T>& k, const std::vector<Shape>& shapes) {
+    constexpr int kRounds = 3;
     std::vector<float> memory;
+    std::vector<double> best(shapes.size(), 1e30);
+    for (int round = 0; round < kRounds; ++round)
+        for (size_t i = 0; i < shapes.size(); ++i) best[i] = std::min(best[i], best_seconds(k, shapes[i], memory));
     double flops = 0, seconds = 0;
-    for (const Shape& s : shapes) {
-        seconds += s.times * best_seconds(k, s, memory);
-        flops += s.times * s.flops();
+    for (size_t i = 0; i < shapes.size(); ++i) {
+        seconds += shapes[i].times * best[i];
+        flops += shapes[i].times * shapes[i].flops();
     }
     return flops / seconds;
 }

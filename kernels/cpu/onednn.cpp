@@ -19,7 +19,7 @@ double onednn_seconds(int M, int N, int K, bool bf16, int threads, int repeats) 
         stream stream(engine);
         const auto type = bf16 ? memory::data_type::bf16 : memory::data_type::f32;
         const memory::desc a({M, K}, type, memory::format_tag::ab), b({K, N}, type, memory::format_tag::any),
-            c({M, N}, memory::data_type::f32, memory::format_tag::ab);
+            c({M, N}, type, memory::format_tag::ab);
         const matmul::primitive_desc description(matmul::desc(a, b, c), engine);
         const matmul product(description);
         memory A(a, engine), B(description.weights_desc(), engine), C(c, engine);

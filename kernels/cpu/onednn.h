@@ -3,7 +3,7 @@
 
 namespace orpo {
 
-// Seconds of C (M, N) = A (M, K) B (K, N), best of `repeats`, B packed for the shape beforehand, C in fp32.
+// Seconds of C (M, N) = A (M, K) B (K, N), best of `repeats`, B packed for the shape beforehand, C stored as A and B are.
 // 1e30 where oneDNN cannot.
 double onednn_seconds(int M, int N, int K, bool bf16, int threads, int repeats);
 
