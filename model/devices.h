@@ -16,6 +16,7 @@ namespace orpo {
 std::string resolve_device(const std::string& wanted);
 
 // device as above or "cuda:i"; "auto" becomes "bf16" on a GPU and on processors with AMX, "fp32" elsewhere.
+// Another word than these three: Error(kUsage).
 std::string resolve_dtype(const std::string& wanted, const std::string& device);
 // f(float{}) or f(bf16{}): what a resolved dtype stores activations in.
 template <class Function>

@@ -132,33 +132,25 @@ TEST_CASE("bf16 products equal the reference, for any threads and rows") {
 }
 
 TEST_CASE("bf16: low-rank terms are added before a linear is rounded") {
-    const int N = 60, in = 1300, out = 150;
+    constexpr int N = LowRankCase::N, in = LowRankCase::in, out = LowRankCase::out;
     for (CpuOptions options : bf16_backends())
         for (const int R : {1, 16, 700}) {
             CAPTURE(options.isa);
             CAPTURE(R);
-            const Floats x = exact_noise(N * in, 1), w = exact_noise(out * in, 2, 0.1), dy = exact_noise(N * out, 3);
-            const Floats S = exact_noise(N * 2 * R, 4), B = exact_noise(int64_t{2} * R * in, 5);
-            const Doubles Sd = wide(S), Bd = wide(B);
-            const Halves Sh = halves(S), Bh = halves(B);
-            Oracle ref;
-            Doubles y(N * out), dx(N * in);
-            const auto forward = some_terms(N, out, R, Sd.data(), Bd.data(), false);
-            const auto back = some_terms(N, in, R, Sd.data(), Bd.data(), true);
-            ref.linear(N, wide(x).data(), {out, in, wide(w).data()}, y.data(), forward);
-            ref.linear_backward(N, wide(dy).data(), {out, in, wide(w).data()}, dx.data(), back);
+            const LowRankCase c(R, exact_noise);
+            const Halves Sh = halves(c.S), Bh = halves(c.B);
             Halves first_y, first_dx;
             for (const int threads : {1, 3}) {
                 options.threads = threads;
                 Cpu<bf16> k(options);
                 k.reserve(limits(N, {3, 1, 64}, in, out, 64));
-                const auto W = weight(k, out, in, w);
+                const auto W = weight(k, out, in, c.w);
                 Halves got_y(N * out, kNan), got_dx(N * in, kNan);
-                k.linear(N, halves(x).data(), W, got_y.data(), some_terms(N, out, R, Sh.data(), Bh.data(), false));
-                k.linear_backward(N, halves(dy).data(), W, got_dx.data(),
+                k.linear(N, halves(c.x).data(), W, got_y.data(), some_terms(N, out, R, Sh.data(), Bh.data(), false));
+                k.linear_backward(N, halves(c.dy).data(), W, got_dx.data(),
                                   some_terms(N, in, R, Sh.data(), Bh.data(), true));
-                CHECK(error(floats(got_y), y) <= kRounding);
-                CHECK(error(floats(got_dx), dx) <= kRounding);
+                CHECK(error(floats(got_y), c.y) <= kRounding);
+                CHECK(error(floats(got_dx), c.dx) <= kRounding);
                 if (threads == 1) first_y = got_y, first_dx = got_dx;
                 CHECK(same(got_y, first_y));
                 CHECK(same(got_dx, first_dx));

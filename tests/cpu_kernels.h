@@ -98,6 +98,30 @@ std::vector<LowRank<T>> some_terms(int N, int columns, int R, const T* S, const 
     return terms;
 }
 
+// A linear and its gradient with such terms, in double. made(n, key, scale): the numbers of an operand.
+struct LowRankCase {
+    static constexpr int N = 60, in = 1300, out = 150;
+    Floats x, w, dy, S, B;
+    Doubles y, dx;
+
+    template <class Made>
+    LowRankCase(int R, Made made)
+        : x(made(N * in, 1, 1)),
+          w(made(out * in, 2, 0.1)),
+          dy(made(N * out, 3, 1)),
+          S(made(N * 2 * R, 4, 1)),
+          B(made(int64_t{2} * R * in, 5, 1)),
+          y(N * out),
+          dx(N * in) {
+        const Doubles Sd = wide(S), Bd = wide(B), wd = wide(w);
+        Oracle ref;
+        const auto forward = some_terms(N, out, R, Sd.data(), Bd.data(), false);
+        const auto back = some_terms(N, in, R, Sd.data(), Bd.data(), true);
+        ref.linear(N, wide(x).data(), {out, in, wd.data()}, y.data(), forward);
+        ref.linear_backward(N, wide(dy).data(), {out, in, wd.data()}, dx.data(), back);
+    }
+};
+
 template <class K>
 typename K::Batch batch_of(K& k, const MicroBatch& mb) {
     auto b = k.make_batch(int(mb.ids.size()), int(mb.pairs.size()), int(mb.heads.size()));

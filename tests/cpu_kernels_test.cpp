@@ -380,30 +380,22 @@ TEST_CASE("a plan lists what a real run allocates") {
 }
 
 TEST_CASE("low-rank terms are added inside a linear, or behind it when they are too wide") {
-    const int N = 60, in = 700, out = 150;
+    constexpr int N = LowRankCase::N, in = LowRankCase::in, out = LowRankCase::out;
     for (const std::string& isa : instruction_sets())
         for (const int R : {1, 16, 300}) {
             CAPTURE(isa);
             CAPTURE(R);
-            const Floats x = noise(N * in, 1), w = noise(out * in, 2, 0.1), dy = noise(N * out, 3);
-            const Floats S = noise(N * 2 * R, 4), B = noise(int64_t{2} * R * in, 5);
-            const Doubles Sd = wide(S), Bd = wide(B);
-            Oracle ref;
-            Doubles y(N * out), dx(N * in);
-            const auto forward = some_terms(N, out, R, Sd.data(), Bd.data(), false);
-            const auto back = some_terms(N, in, R, Sd.data(), Bd.data(), true);
-            ref.linear(N, wide(x).data(), {out, in, wide(w).data()}, y.data(), forward);
-            ref.linear_backward(N, wide(dy).data(), {out, in, wide(w).data()}, dx.data(), back);
+            const LowRankCase c(R, noise);
             Floats first_y, first_dx;
             for (const int threads : {1, 3}) {
                 Cpu<float> k({threads, isa});
                 k.reserve(limits(N, {3, 1, 64}, in, out, 64));
-                const auto W = weight(k, out, in, w);
+                const auto W = weight(k, out, in, c.w);
                 Floats got_y(N * out), got_dx(N * in);
-                k.linear(N, x.data(), W, got_y.data(), some_terms(N, out, R, S.data(), B.data(), false));
-                k.linear_backward(N, dy.data(), W, got_dx.data(), some_terms(N, in, R, S.data(), B.data(), true));
-                CHECK(error(got_y, y) <= 2e-6);
-                CHECK(error(got_dx, dx) <= 2e-6);
+                k.linear(N, c.x.data(), W, got_y.data(), some_terms(N, out, R, c.S.data(), c.B.data(), false));
+                k.linear_backward(N, c.dy.data(), W, got_dx.data(), some_terms(N, in, R, c.S.data(), c.B.data(), true));
+                CHECK(error(got_y, c.y) <= 2e-6);
+                CHECK(error(got_dx, c.dx) <= 2e-6);
                 if (threads == 1) first_y = got_y, first_dx = got_dx;
                 CHECK(got_y == first_y);
                 CHECK(got_dx == first_dx);

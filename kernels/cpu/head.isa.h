@@ -35,7 +35,7 @@ static float exponentials(int count, float m, int target, float* z) {
 }
 
 #if defined(__AVX512BF16__)
-// The same with the e^(z - m) as pairs, zero-padded to 32.
+// The same with the e^(z - m) as pairs, zero-padded to 32; what would be 0 (the target, too) is e^-87.
 static float exponentials_to_pairs(int count, float m, int target, float* z, float* pairs) {
     V total = set1(0.0f);
     const V top = set1(m), zero = set1(0.0f);
