@@ -60,7 +60,7 @@ profile: orpo
 	@sh tools/profile.sh ./orpo
 
 gpu-pack: setup
-	@sh tools/gpu_pack.sh build-gpu gpu-pack
+	@GPU_PACK_CMAKE="$(if $(NVCC),-DCMAKE_CUDA_COMPILER=$(NVCC)) $(GPU_PACK_CMAKE)" sh tools/gpu_pack.sh build-gpu gpu-pack
 
 clean:
 	rm -rf $(BUILD) orpo

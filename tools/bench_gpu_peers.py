@@ -398,8 +398,8 @@ def run(command, args):
     if timeout < 1:
         return {"error": "out of time"}
     environment = dict(os.environ)
-    if command[0] == args.orpo and "ORPO_PROGRAM_LIBRARIES" in environment:  # of tools/gpu_check.py
-        environment["LD_LIBRARY_PATH"] = environment["ORPO_PROGRAM_LIBRARIES"]
+    if command[0] == args.orpo and "GPU_CHECK_LIBRARIES" in environment:  # of tools/gpu_check.py
+        environment["LD_LIBRARY_PATH"] = environment["GPU_CHECK_LIBRARIES"]
     try:
         out = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:

@@ -48,8 +48,9 @@ class Check:
                 os.path.join(base, "nvidia/*/lib"))
         # For the program alone: python and its torch keep their own.
         old = self.environment.get("LD_LIBRARY_PATH")
-        self.libraries = self.environment["ORPO_PROGRAM_LIBRARIES"] = ":".join(libraries + ([old] if old else []))
-        wheels = sorted(glob.glob(os.path.join(ROOT, "wheels", "*.whl")))
+        self.libraries = self.environment["GPU_CHECK_LIBRARIES"] = ":".join(libraries + ([old] if old else []))
+        tags = ("-py3-none-any.whl", f"-py{sys.version_info[0]}{sys.version_info[1]}-none-any.whl")
+        wheels = [w for w in sorted(glob.glob(os.path.join(ROOT, "wheels", "*.whl"))) if w.endswith(tags)]
         if wheels:
             where = os.path.join(self.work, "wheels")
             for wheel in wheels:
@@ -83,6 +84,10 @@ class Check:
         except OSError as e:
             raise NotRun(str(e))
         if out.returncode not in codes:
+            print(f"--- {' '.join(map(str, command))}: exit {out.returncode}", file=sys.stderr)
+            for text in (out.stdout, out.stderr):
+                print(*text.strip().splitlines()[-60:], sep="\n", file=sys.stderr)
+            print("---", file=sys.stderr)
             last = (out.stderr.strip() or out.stdout.strip() or "no message").splitlines()[-1]
             raise (NotRun if out.returncode == 9 else Failed)(f"exit {out.returncode}: {last[:300]}")
         return out.stdout
@@ -245,8 +250,9 @@ def bits(c):
 
 def sanitizer(c, tool):
     text = c.run([c.tool("compute-sanitizer"), "--tool", tool, "--error-exitcode", "3", c.program("orpo"), "profile",
-                  "--model", c.model("tiny"), "--device", "cuda", "--prompt-tokens", "70", "--response-tokens", "40"], 120)
-    return next((l.strip("= ") for l in text.splitlines() if "ERROR SUMMARY" in l or "RACECHECK SUMMARY" in l), "clean")
+                  "--model", c.model("tiny"), "--device", "cuda", "--prompt-tokens", "70", "--response-tokens", "40"], 120, (0, 3))
+    summary = next((l.strip("= ") for l in text.splitlines() if " SUMMARY: " in l), "no summary")
+    return expect(re.match(r"(ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards)", summary) is not None, summary)
 
 
 def profiler(c, name):

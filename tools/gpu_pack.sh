@@ -28,8 +28,15 @@ done | sort -u | grep -v -E '/(libc|libm|libdl|librt|libpthread|libcuda|libcubla
 cp tools/gpu_check.sh tools/gpu_check.py tools/bench_peers.py tools/bench_gpu_peers.py "$out/tools/"
 cp data/samples/*.jsonl "$out/data/samples/"
 if [ -z "$GPU_PACK_NO_WHEELS" ]; then
-    python3 -m pip download -q --no-deps -d "$out/wheels" trl==1.16.0 liger-kernel ||
-        echo "gpu_pack: no wheels of TRL and Liger (no pip or no network): their rows will say so" >&2
+    download() { "${PYTHON:-python3}" -m pip download -q --no-deps --only-binary=:all: -d "$out/wheels" "$@"; }
+    # TRL imports datasets. multiprocess has a wheel for each Python, and gpu_check takes its own.
+    pack_wheels() {
+        download trl==1.16.0 liger-kernel datasets dill || return 1
+        for version in 3.10 3.11 3.12 3.13; do
+            download --implementation cp --python-version $version multiprocess || return 1
+        done
+    }
+    pack_wheels || echo "gpu_pack: no wheels of TRL and Liger (no pip or no network): their rows will say so" >&2
 fi
 tar -C "$(dirname "$out")" -cJf "$out.tar.xz" "$(basename "$out")"
 bytes=$(wc -c <"$out.tar.xz")
