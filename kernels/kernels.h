@@ -11,6 +11,11 @@
 // into the backend's own memory (k.allocate): nobody else may read or write it, except through k.read and k.write.
 // Nothing here knows of models or data.
 //
+// Borders. A backend whose Weight has a `border` and a `foot` (kBorders) may hold a linear's low-rank term beside it:
+//   [[W, B], [A, .]]   B (out, border), A (foot, in)
+// so that [x | S] [W | B]^T and [dy | dS] [W ; A] are one product each, without another pass over the result. x then
+// has rows of in + border, dy rows of out + foot; what writes x or dy takes the distance between its rows.
+//
 // Determinism: every output element is the sum of its terms in one fixed order that does not depend on the number of
 // threads nor, for products over features (linear, gemm_nt, gemm_nn, attention, norms, head), on the number of rows.
 // Two runs give the same bits. Sums over rows (gemm_tn, squared_norms) have an order fixed by the shapes.
@@ -33,7 +38,7 @@
 //   attention          o = softmax(q k^T / sqrt(HS)) v by ranges                   4 HS H ctx          N (2H + 2KV) HS
 //   attention_backward dq, dk, dv                                                  10 HS H ctx         4 N (H + KV) HS
 //   swiglu             h = silu(g) u                                               5 N I               3 N I
-//   swiglu_backward    dg = dh u silu'(g), du = dh silu(g)                         9 N I               5 N I
+//   swiglu_backward    dg = dh u silu'(g), du = dh silu(g); h again                10 N I              6 N I
 //   dropout            y = x mask / (1 - p)                                        n                   2 n
 //   dropout_add        dx += d mask / (1 - p)                                      2 n                 3 n
 //   head               z = n W^T; logp = z[t] - lse(z); U = (softmax(z) - onehot) W   4 rows C V       2 rows C + 2 W
@@ -54,8 +59,10 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kernels/batch.h"
+#include "kernels/border.h"
 #include "kernels/low_rank.h"
 #include "kernels/memory.h"
 
@@ -100,6 +107,12 @@ struct AdamwSlot {
 template <class K>
 inline constexpr bool kLowParts = sizeof(typename K::T) < sizeof(typename K::F);
 
+// A linear's low-rank term may stand beside its weight (above).
+template <class K>
+inline constexpr bool kBorders = requires(typename K::Weight W) {
+    W.border, W.foot;
+};
+
 template <class K>
 concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typename K::F* f, const typename K::F* cf,
                            double* d, const double* cd, const typename K::Weight& W, typename K::Batch& wb,
@@ -131,6 +144,14 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     // Runs f. What f launches depends on name and the batch's sizes alone, so a device may record it and replay it.
     k.once(name, b, std::function<void()>());
 
+    // Where parts of the adapters stand beside weights, once; then, after each change of them: copies them there. And
+    // rows, cols, from (rows, cols) ld_from, to ld_to
+    requires !kBorders<K> || requires(K k, std::vector<Border<typename K::T>> list) {
+        k.place_borders(list);
+        k.refresh_borders(x);
+        k.copy_rows(n, n, x, n, y, n);
+    };
+
     // --- products.  N, x (N, in), W (out, in), y (N, out), terms ordered by row, every row in one run of rows at most
     k.linear(n, x, W, y, added);
     k.linear_backward(n, x, W, y, added);
@@ -145,16 +166,16 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
 
     // --- layers.  E (V, C), x (N, C)
     k.embed(b, W, y);
-    // N, C, eps, x (N, C), w (C), y (N, C), r (N)
-    k.rmsnorm(n, n, s, x, cf, y, f);
-    // N, C, eps, x (N, C), d (N, C), w (C), x2 (N, C; may be x), y (N, C; may be d), r (N)
-    k.add_rmsnorm(n, n, s, x, x, cf, y, y, f);
+    // N, C, eps, x (N, C), w (C), y (N, C), ldy, r (N)
+    k.rmsnorm(n, n, s, x, cf, y, n, f);
+    // N, C, eps, x (N, C), d (N, C), w (C), x2 (N, C; may be x), y (N, C; may be d), ldy, r (N)
+    k.add_rmsnorm(n, n, s, x, x, cf, y, y, n, f);
     // Where T is narrower than F: x_low (N, C; null: zeros) and x2_low (N, C; may be x_low), what rounding cut off.
-    requires !kLowParts<K> || requires(K k) { k.add_rmsnorm(n, n, s, x, x, cf, y, y, f, x, y); };
-    // N, C, x (N, C), w (C), r (N), y (N, C)
-    k.normalize(n, n, x, cf, cf, y);
-    // N, C, dy (N, C), x (N, C), w (C), r (N), dx (N, C), accumulate: added to dx, or written
-    k.rmsnorm_backward(n, n, x, x, cf, cf, y, flag);
+    requires !kLowParts<K> || requires(K k) { k.add_rmsnorm(n, n, s, x, x, cf, y, y, n, f, x, y); };
+    // N, C, x (N, C), w (C), r (N), y (N, C), ldy
+    k.normalize(n, n, x, cf, cf, y, n);
+    // N, C, dy (N, C), x (N, C), w (C), r (N), dx (N, C), lddx, accumulate: added to dx, or written
+    k.rmsnorm_backward(n, n, x, x, cf, cf, y, n, flag);
     // shape, table (positions, HS/2, {cos, sin}) (kernels/rope_table.h), sign, qkv (N, width): q and k heads in place
     k.rope(b, h, cf, n, y);
     // all pairs: shape, qkv (N, width), o (N, H HS), lse (N, H)
@@ -163,8 +184,8 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     k.attention_backward(b, h, x, x, cf, x, y);
     // N, I, gu (N, 2I) = [g | u], h (N, I)
     k.swiglu(n, n, x, y);
-    // N, I, dh (N, I), gu (N, 2I) overwritten by [dg | du]
-    k.swiglu_backward(n, n, x, y);
+    // N, I, dh (N, I), gu (N, 2I) overwritten by [dg | du], h (N, I; may be dh; null: not wanted)
+    k.swiglu_backward(n, n, x, y, y);
     // first row, rows, C, p, tensor, x (N, C), y (N, C): rows [first, first + rows) only; masks: kernels/dropout_mask.h
     k.dropout(b, n, n, n, s, u, x, y);
     k.dropout_add(b, n, n, n, s, u, x, y);

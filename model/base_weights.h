@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "model/borders.h"
 #include "model/config.h"
 #include "model/weights.h"
 
@@ -50,9 +51,11 @@ inline RowReader stacked_reader(const HostWeights* weights, std::vector<FusedTen
     };
 }
 
-// weights: not read, and may be null, while k is planning. training: backward products will be asked for.
+// weights: not read, and may be null, while k is planning. training: backward products will be asked for. borders: of
+// the layers' weights, on a backend that can have them.
 template <class K>
-BaseWeights<K> load_base(K& k, const ModelConfig& config, const HostWeights* weights, bool training) {
+BaseWeights<K> load_base(K& k, const ModelConfig& config, const HostWeights* weights, bool training,
+                         const WeightBorders& borders) {
     using F = typename K::F;
     ORPO_CHECK(weights || k.planning());
     const unsigned both = training ? kForward | kBackward : kForward;
@@ -65,11 +68,15 @@ BaseWeights<K> load_base(K& k, const ModelConfig& config, const HostWeights* wei
         k.write(n, converted.data(), to);
         return to;
     };
-    const auto matrix = [&](std::vector<FusedTensor> parts, int64_t cols, unsigned use) {
+    const auto matrix = [&](std::vector<FusedTensor> parts, int64_t cols, unsigned use, WeightBorder border = {}) {
         int64_t rows = 0;
         for (const FusedTensor& part : parts) rows += part.rows;
         const std::string name = parts[0].name + (parts.size() > 1 ? " (fused)" : "");
-        return k.prepare(name, rows, cols, use, stacked_reader(weights, std::move(parts), cols));
+        const RowReader reader = stacked_reader(weights, std::move(parts), cols);
+        if constexpr (kBorders<K>)
+            return k.prepare(name, rows, cols, use, reader, border.columns, border.rows);
+        else
+            return k.prepare(name, rows, cols, use, reader);
     };
 
     BaseWeights<K> base;
@@ -77,20 +84,20 @@ BaseWeights<K> load_base(K& k, const ModelConfig& config, const HostWeights* wei
         matrix({{"model.embed_tokens.weight", config.V}}, config.C, kRows | (config.tie_embeddings ? both : 0u));
     for (int l = 0; l < config.L; ++l) {
         const std::string layer = "model.layers." + std::to_string(l) + ".";
-        const auto stack = [&](std::initializer_list<Linear> linears, unsigned use) {
+        const auto stack = [&](std::initializer_list<Linear> linears, unsigned use, Group group) {
             std::vector<FusedTensor> parts;
             for (const Linear linear : linears)
                 parts.push_back(
                     {layer + std::string(linear_path(linear)) + ".weight", linear_shape(config, linear).rows});
-            return matrix(std::move(parts), linear_shape(config, *linears.begin()).cols, use);
+            return matrix(std::move(parts), linear_shape(config, *linears.begin()).cols, use, borders[group]);
         };
         auto& w = base.layers.emplace_back();
         w.norm1 = vector(layer + "input_layernorm.weight", config.C);
-        w.qkv = stack({Linear::kQ, Linear::kK, Linear::kV}, l > 0 ? both : kForward);  // no dx below layer 0
-        w.out = stack({Linear::kO}, both);
+        w.qkv = stack({Linear::kQ, Linear::kK, Linear::kV}, l > 0 ? both : kForward, kQkv);  // no dx below layer 0
+        w.out = stack({Linear::kO}, both, kOut);
         w.norm2 = vector(layer + "post_attention_layernorm.weight", config.C);
-        w.gate_up = stack({Linear::kGate, Linear::kUp}, both);
-        w.down = stack({Linear::kDown}, both);
+        w.gate_up = stack({Linear::kGate, Linear::kUp}, both, kGateUp);
+        w.down = stack({Linear::kDown}, both, kDownProj);
     }
     base.final_norm = vector("model.norm.weight", config.C);
     if (!config.tie_embeddings) base.untied.push_back(matrix({{"lm_head.weight", config.V}}, config.C, both));

@@ -92,7 +92,7 @@ class BenchOperations {
         for (F* arena : {p_, g_, m_, v_}) fill_full(arena, arena_size(), 1e-3);
         fill_full(w_, c_.C, 1);
         // The statistics that the timed operations read.
-        k_.rmsnorm(N_, c_.C, c_.rms_eps, x_, w_, y_, r_);
+        k_.rmsnorm(N_, c_.C, c_.rms_eps, x_, w_, y_, c_.C, r_);
         k_.attention(batch_, shape_, qkv_, o_, lse_);
         k_.head(batch_, c_.C, x_, head_w_, logp_, U_);
         k_.orpo(batch_, logp_, coefficients_);
@@ -133,16 +133,17 @@ class BenchOperations {
         row("gemm_tn", "lora dB", 2 * N * C * R, t * (N * C + N * R) + 2 * f * R * C,
             [&] { k_.gemm_tn(c_.C, R_, batch_.N, d_, c_.C, S_, 3 * R_, g_, R_); });
         row("embed", "", 0, 2 * t * N * C, [&] { k_.embed(batch_, head_w_, y_); });
-        row("rmsnorm", "", 4 * N * C, 2 * t * N * C, [&] { k_.rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, w_, y_, r_); });
+        row("rmsnorm", "", 4 * N * C, 2 * t * N * C,
+            [&] { k_.rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, w_, y_, c_.C, r_); });
         row("add_rmsnorm", "", (kLowParts<K> ? 7 : 5) * N * C, (kLowParts<K> ? 6 : 4) * t * N * C, [&] {
             if constexpr (kLowParts<K>)
-                k_.add_rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, d_, w_, dx_, y_, r_, wide_, wide_);
+                k_.add_rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, d_, w_, dx_, y_, c_.C, r_, wide_, wide_);
             else
-                k_.add_rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, d_, w_, dx_, y_, r_);
+                k_.add_rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, d_, w_, dx_, y_, c_.C, r_);
         });
-        row("normalize", "", 2 * N * C, 2 * t * N * C, [&] { k_.normalize(batch_.N, c_.C, x_, w_, r_, y_); });
+        row("normalize", "", 2 * N * C, 2 * t * N * C, [&] { k_.normalize(batch_.N, c_.C, x_, w_, r_, y_, c_.C); });
         row("rmsnorm_backward", "", 8 * N * C, 4 * t * N * C,
-            [&] { k_.rmsnorm_backward(batch_.N, c_.C, d_, x_, w_, r_, dx_, true); });
+            [&] { k_.rmsnorm_backward(batch_.N, c_.C, d_, x_, w_, r_, dx_, c_.C, true); });
         row("rope", "", 3 * N * (c_.H + c_.KV) * c_.HS, 2 * t * N * (c_.H + c_.KV) * c_.HS,
             [&] { k_.rope(batch_, shape_, table_, 1, dqkv_); });
         row("attention", "", 4 * c_.HS * c_.H * context(), t * N * (2 * attention + 2 * c_.KV * c_.HS),
@@ -150,7 +151,7 @@ class BenchOperations {
         row("attention_backward", "", 10 * c_.HS * c_.H * context(), t * N * 4 * (attention + c_.KV * c_.HS),
             [&] { k_.attention_backward(batch_, shape_, qkv_, o_, lse_, d_o_, dqkv_); });
         row("swiglu", "", 5 * N * I, 3 * t * N * I, [&] { k_.swiglu(batch_.N, c_.I, gu_, h_); });
-        row("swiglu_backward", "", 9 * N * I, 5 * t * N * I, [&] { k_.swiglu_backward(batch_.N, c_.I, h_, gu_); });
+        row("swiglu_backward", "", 10 * N * I, 6 * t * N * I, [&] { k_.swiglu_backward(batch_.N, c_.I, h_, gu_, h_); });
         row("dropout", "", N * C, 2 * t * N * C, [&] { k_.dropout(batch_, 0, batch_.N, c_.C, 0.1, 1, x_, y_); });
         row("dropout_add", "", 2 * N * C, 3 * t * N * C,
             [&] { k_.dropout_add(batch_, 0, batch_.N, c_.C, 0.1, 1, d_, dx_); });

@@ -22,7 +22,7 @@ struct EngineArrays {
     EngineArrays(K& k, const ModelConfig& config, const HostWeights* weights, const LoraLayout& lora,
                  const std::vector<LoraSlot>& slots, const TransformerSizes& sizes)
         : n(static_cast<int64_t>(slots.size()) * lora.slot_size()),
-          base(load_base(k, config, weights, sizes.keep != Keep::kNothing)) {
+          base(load_base(k, config, weights, sizes.keep != Keep::kNothing, weight_borders(lora, slots))) {
         params = k.template allocate<F>(Category::kAdapters, "parameters", n);
         k.zero(n, params);
         if constexpr (!std::same_as<T, F>)

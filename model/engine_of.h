@@ -138,13 +138,17 @@ class EngineOf final : public Engine {
     }
     // The parameters as the kernels read them: the masters, or their copy in T after a change.
     const T* adapters() {
+        const T* current;
         if constexpr (std::same_as<T, F>) {
-            return arrays_.params;
+            current = arrays_.params;
         } else {
             if (stale_) k_->cast(size(), arrays_.params, arrays_.compute);
-            stale_ = false;
-            return arrays_.compute;
+            current = arrays_.compute;
         }
+        if constexpr (kBorders<K>)
+            if (stale_) k_->refresh_borders(current);
+        stale_ = false;
+        return current;
     }
     std::unique_ptr<K> k_;
     std::string description_;

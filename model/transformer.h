@@ -11,6 +11,9 @@
 // Where T is narrower than F, forward's stream x, x2, x', ... carries in low_ what rounding to T cuts off: without it
 // bf16 adds up the errors of 2 L additions. Backward reads x and x2 as they were rounded, one rounding each.
 //
+// A backend that can multiplies [x | S] by [W | B] in one go (kernels.h, Borders): where a weight has a border, the
+// rows of its x (or dy) lie further apart, and S (or dS) stands behind each.
+//
 // Kept for backward, per layer and token: x, qkv, o, x2, gu, the lora S's, and a few scalars; norms and h are made
 // again. Keep says how much less may be kept. Evaluation keeps one layer's buffers and uses them for every layer.
 #pragma once
@@ -25,6 +28,7 @@
 #include "kernels/range.h"
 #include "kernels/rope_table.h"
 #include "model/base_weights.h"
+#include "model/borders.h"
 #include "model/lora.h"
 #include "model/transformer_sizes.h"
 
@@ -46,7 +50,11 @@ class Transformer {
           lora_(lora),
           slots_(slots),
           sizes_(sizes),
-          shape_{config.H, config.KV, config.HS} {
+          shape_{config.H, config.KV, config.HS},
+          borders_(kBorders<K> ? weight_borders(lora, slots) : WeightBorders{}),
+          ld1_(config.C + borders_[kQkv].columns),
+          ld2_(config.C + borders_[kGateUp].columns),
+          lddx_(config.C + borders_[kDownProj].rows) {
         ORPO_CHECK(lora.layers() == config.L);
         allocate();
     }
@@ -90,7 +98,8 @@ class Transformer {
 
     struct Saved {
         T *x = nullptr, *x2 = nullptr;   // (N, C) input of the layer, and after attention
-        T *n1 = nullptr, *n2 = nullptr;  // (N, C) both normed: one array for all layers unless everything is kept
+        T *n1 = nullptr, *n2 = nullptr;  // (N, C) both normed, rows ld1_ and ld2_ apart: one array for all layers
+                                         // unless everything is kept
         F *r1 = nullptr, *r2 = nullptr;  // (N) 1 / rms
         T* qkv = nullptr;                // (N, width) after rope
         T* o = nullptr;                  // (N, H HS)
@@ -107,7 +116,7 @@ class Transformer {
         batch_ = &batch, adapters_ = adapters, mode_ = mode;
         Saved& first = saved(0);
         k_.embed(batch, base_.embedding, first.x);
-        k_.rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, first.x, base_.layers[0].norm1, first.n1, first.r1);
+        k_.rmsnorm(batch.N, cfg_.C, cfg_.rms_eps, first.x, base_.layers[0].norm1, first.n1, ld1_, first.r1);
         for (int l = 0; l < cfg_.L; ++l) {
             const Range layer(k_, "layer", l);
             attention_half(l, l > 0 ? low_ : nullptr, low_);  // E is in T: nothing cut off yet
@@ -115,16 +124,16 @@ class Transformer {
             const bool last = l + 1 == cfg_.L;
             Saved& next = last ? out_ : saved(l + 1);
             add_rmsnorm(saved(l).x2, low_, last ? base_.final_norm : base_.layers[l + 1].norm1, next.x, low_, next.n1,
-                        next.r1);
+                        last ? cfg_.C : ld1_, next.r1);
         }
     }
 
     // x2 = x + delta_ and y = rmsnorm(x2), with the low parts of both or with none.
-    void add_rmsnorm(const T* x, const T* x_low, const F* w, T* x2, T* x2_low, T* y, F* r) {
+    void add_rmsnorm(const T* x, const T* x_low, const F* w, T* x2, T* x2_low, T* y, int ldy, F* r) {
         if constexpr (kLowParts<K>)
-            k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, x, delta_, w, x2, y, r, x_low, x2_low);
+            k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, x, delta_, w, x2, y, ldy, r, x_low, x2_low);
         else
-            k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, x, delta_, w, x2, y, r);
+            k_.add_rmsnorm(batch_->N, cfg_.C, cfg_.rms_eps, x, delta_, w, x2, y, ldy, r);
     }
 
     // In: n1. Out: x2 = x + o Wo^T and n2.
@@ -140,7 +149,7 @@ class Transformer {
         else
             k_.attention(*batch_, shape_, a.qkv, a.o, a.lse);
         linear(l, kOut, w.out, a.o, delta_);
-        add_rmsnorm(a.x, x_low, w.norm2, a.x2, x2_low, a.n2, a.r2);
+        add_rmsnorm(a.x, x_low, w.norm2, a.x2, x2_low, a.n2, ld2_, a.r2);
     }
 
     // In: n2. Out: h Wd^T in delta_.
@@ -164,7 +173,7 @@ class Transformer {
         gradients_ = gradients;
         const int N = batch.N, C = cfg_.C;
         k_.scatter_scaled(batch, C, U_, coefficients_, delta_);  // d(final norm's output)
-        k_.rmsnorm_backward(N, C, delta_, out_.x, base_.final_norm, out_.r1, dx_, false);
+        k_.rmsnorm_backward(N, C, delta_, out_.x, base_.final_norm, out_.r1, dx_, lddx_, false);
         for (int l = cfg_.L - 1; l >= 0; --l) backward_layer(l);
     }
 
@@ -177,19 +186,22 @@ class Transformer {
         remake(l);
         // x' = x2 + h Wd^T: dx_ is d(x') and, through the residual, the start of d(x2).
         const bool again = sizes_.keep != Keep::kAll;
-        if (again) k_.swiglu(N, I, a.gu, a.h);
-        linear_backward(l, kDownProj, w.down, a.h, dx_, wide_);
-        k_.swiglu_backward(N, I, wide_, a.gu);
-        if (again) k_.normalize(N, C, a.x2, w.norm2, a.r2, a.n2);
-        linear_backward(l, kGateUp, w.gate_up, a.n2, a.gu, delta_);
-        k_.rmsnorm_backward(N, C, delta_, a.x2, w.norm2, a.r2, dx_, true);
+        linear_backward(l, kDownProj, w.down, dx_, wide_);
+        k_.swiglu_backward(N, I, wide_, a.gu, again ? wide_ : nullptr);  // h in the place of its gradient
+        gradient_of_A(l, kDownProj, again ? wide_ : a.h);
+        if (again) k_.normalize(N, C, a.x2, w.norm2, a.r2, a.n2, ld2_);
+        linear_backward(l, kGateUp, w.gate_up, a.gu, delta_);
+        gradient_of_A(l, kGateUp, a.n2);
+        k_.rmsnorm_backward(N, C, delta_, a.x2, w.norm2, a.r2, dx_, lddx_, true);
         // x2 = x + o Wo^T
-        linear_backward(l, kOut, w.out, a.o, dx_, delta_);
+        linear_backward(l, kOut, w.out, dx_, delta_);
+        gradient_of_A(l, kOut, a.o);
         k_.attention_backward(*batch_, shape_, a.qkv, a.o, a.lse, delta_, wide_);
         k_.rope(*batch_, shape_, rope_, -1, wide_);
-        if (again) k_.normalize(N, C, a.x, w.norm1, a.r1, a.n1);
-        linear_backward(l, kQkv, w.qkv, a.n1, wide_, l > 0 ? delta_ : nullptr);
-        if (l > 0) k_.rmsnorm_backward(N, C, delta_, a.x, w.norm1, a.r1, dx_, true);
+        if (again) k_.normalize(N, C, a.x, w.norm1, a.r1, a.n1, ld1_);
+        linear_backward(l, kQkv, w.qkv, wide_, l > 0 ? delta_ : nullptr);
+        gradient_of_A(l, kQkv, a.n1);
+        if (l > 0) k_.rmsnorm_backward(N, C, delta_, a.x, w.norm1, a.r1, dx_, lddx_, true);
     }
 
     // What forward did not keep.
@@ -197,77 +209,94 @@ class Transformer {
         Saved& a = saved(l);
         const auto& w = base_.layers[l];
         if (sizes_.keep == Keep::kInputs) {
-            k_.normalize(batch_->N, cfg_.C, a.x, w.norm1, a.r1, a.n1);
+            k_.normalize(batch_->N, cfg_.C, a.x, w.norm1, a.r1, a.n1, ld1_);
             attention_half(l, nullptr, nullptr);  // x as it was rounded: low parts are not kept, and low_ is dx_
             linear(l, kGateUp, w.gate_up, a.n2, a.gu);
             k_.swiglu(batch_->N, cfg_.I, a.gu, a.h);
             lora_in(l, kDownProj, a.h);
         } else if (sizes_.keep == Keep::kNoGateUp) {
-            k_.normalize(batch_->N, cfg_.C, a.x2, w.norm2, a.r2, a.n2);
+            k_.normalize(batch_->N, cfg_.C, a.x2, w.norm2, a.r2, a.n2, ld2_);
             linear(l, kGateUp, w.gate_up, a.n2, a.gu);
         }
     }
 
     // --- the adapted linears
     // y = x W^T + S B^T,  S = s dropout(x) A^T.    x (N, in), y (N, out)
-    void linear(int l, Group g, const typename K::Weight& W, const T* x, T* y) {
+    void linear(int l, Group g, const typename K::Weight& W, T* x, T* y) {
         lora_in(l, g, x);
         const LoraGroup& group = lora_.group(l, g);
         added_.clear();
-        for (const SlotRun& run : batch_->runs)
+        for (const SlotRun& run : batch_->runs) {
+            if (borders_[g].columns > 0) break;
             for (const LoraTarget& t : group.targets) {
                 const T* S = saved(l).S[g] + int64_t{run.first} * group.width + t.rank_offset;
                 added_.push_back({run.first, run.rows, t.out_offset, t.out, lora_.R(), S, group.width,
                                   params(run.slot) + t.b, lora_.R()});
             }
+        }
         k_.linear(batch_->N, x, W, y, added_);
     }
-    void lora_in(int l, Group g, const T* x) {
+    void lora_in(int l, Group g, T* x) {
         const LoraGroup& group = lora_.group(l, g);
         if (group.width == 0) return;
+        const int ldx = group.in + borders_[g].columns;
         for (const SlotRun& run : batch_->runs) {
-            const T* xd = dropped(l, g, run, x) + int64_t{run.first} * group.in;
-            k_.gemm_nt(run.rows, group.width, group.in, slots_[run.slot].scale, xd, group.in,
-                       params(run.slot) + group.a, group.in, saved(l).S[g] + int64_t{run.first} * group.width,
-                       group.width, false);
+            const T* xd = dropped(l, g, run, x) + int64_t{run.first} * ldx;
+            k_.gemm_nt(run.rows, group.width, group.in, slots_[run.slot].scale, xd, ldx, params(run.slot) + group.a,
+                       group.in, saved(l).S[g] + int64_t{run.first} * group.width, group.width, false);
         }
+        if constexpr (kBorders<K>)
+            if (borders_[g].columns > 0)
+                k_.copy_rows(batch_->N, group.width, saved(l).S[g], group.width, x + group.in, ldx);
     }
 
-    // dB += dy^T S;  dS = s dy B;  dA += dS^T dropout(x);  dx = dy W + dropout(dS A).    dx may be null.
-    void linear_backward(int l, Group g, const typename K::Weight& W, const T* x, const T* dy, T* dx) {
+    // dB += dy^T S;  dS = s dy B;  dx = dy W + dropout(dS A).    dx may be null. dS stays for gradient_of_A.
+    void linear_backward(int l, Group g, const typename K::Weight& W, T* dy, T* dx) {
         const LoraGroup& group = lora_.group(l, g);
-        const int R = lora_.R();
+        const int R = lora_.R(), lddy = group.out + borders_[g].rows;
         added_.clear();
         for (const SlotRun& run : batch_->runs) {
             if (group.width == 0) break;
-            const double scale = slots_[run.slot].scale;
-            const int64_t first = run.first;
-            const T* S = saved(l).S[g] + first * group.width;
-            const T* xd = dropped(l, g, run, x) + first * group.in;
+            const T* S = saved(l).S[g] + int64_t{run.first} * group.width;
             const T* p = params(run.slot);
             F* grads = gradients_ + run.slot * lora_.slot_size();
-            T* dS = dS_ + first * group.width;
+            const auto [dS, ldds] = gradient_of_S(g, run, group.width);
             for (const LoraTarget& t : group.targets) {
-                const T* dyt = dy + first * group.out + t.out_offset;
-                k_.gemm_tn(t.out, R, run.rows, dyt, group.out, S + t.rank_offset, group.width, grads + t.b, R);
-                k_.gemm_nn(run.rows, R, t.out, scale, dyt, group.out, p + t.b, R, dS + t.rank_offset, group.width,
+                const T* dyt = dy + int64_t{run.first} * lddy + t.out_offset;
+                k_.gemm_tn(t.out, R, run.rows, dyt, lddy, S + t.rank_offset, group.width, grads + t.b, R);
+                k_.gemm_nn(run.rows, R, t.out, slots_[run.slot].scale, dyt, lddy, p + t.b, R, dS + t.rank_offset, ldds,
                            false);
             }
-            k_.gemm_tn(group.width, group.in, run.rows, dS, group.width, xd, group.in, grads + group.a, group.in);
-            if (!dropping(run.slot))
-                added_.push_back(
-                    {run.first, run.rows, 0, group.in, group.width, dS, group.width, p + group.a, group.in});
+            if (borders_[g].rows == 0 && !dropping(run.slot))
+                added_.push_back({run.first, run.rows, 0, group.in, group.width, dS, ldds, p + group.a, group.in});
         }
         if (!dx) return;
         k_.linear_backward(batch_->N, dy, W, dx, added_);
         for (const SlotRun& run : batch_->runs) {
             if (group.width == 0 || !dropping(run.slot)) continue;
             const int64_t first = run.first;
-            k_.gemm_nn(run.rows, group.in, group.width, 1, dS_ + first * group.width, group.width,
-                       params(run.slot) + group.a, group.in, ddropped_ + first * group.in, group.in, false);
+            const auto [dS, ldds] = gradient_of_S(g, run, group.width);
+            k_.gemm_nn(run.rows, group.in, group.width, 1, dS, ldds, params(run.slot) + group.a, group.in,
+                       ddropped_ + first * group.in, group.in, false);
             k_.dropout_add(*batch_, run.first, run.rows, group.in, slots_[run.slot].dropout, tensor(l, g), ddropped_,
                            dx);
         }
+    }
+    // dA += dS^T dropout(x), after linear_backward of the same linears.
+    void gradient_of_A(int l, Group g, const T* x) {
+        const LoraGroup& group = lora_.group(l, g);
+        if (group.width == 0) return;
+        const int ldx = group.in + borders_[g].columns;
+        for (const SlotRun& run : batch_->runs) {
+            const auto [dS, ldds] = gradient_of_S(g, run, group.width);
+            k_.gemm_tn(group.width, group.in, run.rows, dS, ldds, dropped(l, g, run, x) + int64_t{run.first} * ldx, ldx,
+                       gradients_ + run.slot * lora_.slot_size() + group.a, group.in);
+        }
+    }
+    // Where dS of the run stands, and the distance between its rows: behind dy, or in dS_.
+    std::pair<T*, int> gradient_of_S(Group g, const SlotRun& run, int width) const {
+        if (borders_[g].rows > 0) return {dx_ + int64_t{run.first} * lddx_ + cfg_.C, lddx_};
+        return {dS_ + int64_t{run.first} * width, width};
     }
     bool dropping(int slot) const { return mode_ == Mode::kTrain && slots_[slot].dropout > 0; }
 
@@ -317,7 +346,7 @@ class Transformer {
                 a.o = act(at + "o", attn), a.lse = stat(at + "lse", shape_.H);
             }
             if (gate_up) a.gu = act(at + "gate|up", 2 * I);
-            if (all) a.n1 = act(at + "n1", C), a.n2 = act(at + "n2", C), a.h = act(at + "h", I);
+            if (all) a.n1 = act(at + "n1", ld1_), a.n2 = act(at + "n2", ld2_), a.h = act(at + "h", I);
             for (int g = 0; g < kGroups; ++g) {
                 const LoraGroup& group = lora_.group(l, g);
                 if (group.width == 0) continue;
@@ -326,14 +355,14 @@ class Transformer {
             }
         }
         out_.x = act("output", C), out_.r1 = stat("output r", 1);
-        normed_ = act("normed", C), delta_ = act("delta", std::max(C, attn));
+        normed_ = act("normed", std::max(ld1_, ld2_)), delta_ = act("delta", std::max(C, attn));
         out_.n1 = normed_;
         T* const h = all ? nullptr : act("h", I);
         for (Saved& a : acts_)
             if (!all) a.n1 = a.n2 = normed_, a.h = h;
         logp_ = k_.template allocate<double>(Category::kActivations, "log-probabilities", sizes_.heads);
         if (keep != Keep::kNothing) {
-            dx_ = act("dx", C), wide_ = act("dqkv, dh", std::max<int64_t>(shape_.width(), I));
+            dx_ = act("dx", lddx_), wide_ = act("dqkv, dh", std::max<int64_t>(shape_.width(), I));
             dS_ = act("dS", widest_group);
             if (any_drops) dropped_ = act("dropped", widest_in), ddropped_ = act("d dropped", widest_in);
             U_ = k_.template allocate<T>(Category::kActivations, "head U", int64_t{sizes_.heads} * C);
@@ -347,10 +376,32 @@ class Transformer {
         }
         rope_ = k_.template allocate<F>(Category::kWorkspace, "rope table",
                                         int64_t{sizes_.max_positions} * (shape_.HS / 2) * 2);
+        place_borders();
         k_.reserve({sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing});
         if (k_.planning()) return;
         const std::vector<F> table = rope_table<F>(sizes_.max_positions, shape_.HS, cfg_.rope_theta);
         k_.write(static_cast<int64_t>(table.size()), table.data(), rope_);
+    }
+
+    // A and B of the adapter beside the weights that have room for them.
+    void place_borders() {
+        if constexpr (kBorders<K>) {
+            std::vector<Border<T>> list;
+            for (int l = 0; l < cfg_.L; ++l) {
+                const auto& w = base_.layers[l];
+                for (const auto& [g, W] :
+                     {std::pair{kQkv, &w.qkv}, {kOut, &w.out}, {kGateUp, &w.gate_up}, {kDownProj, &w.down}}) {
+                    const LoraGroup& group = lora_.group(l, g);
+                    if (W->border > 0)
+                        for (const LoraTarget& t : group.targets)
+                            list.push_back({t.b, W->data + int64_t{t.out_offset} * W->ld() + W->cols + t.rank_offset,
+                                            t.out, lora_.R(), W->ld()});
+                    if (W->foot > 0)
+                        list.push_back({group.a, W->data + int64_t{W->rows} * W->ld(), W->foot, W->cols, W->ld()});
+                }
+            }
+            k_.place_borders(list);
+        }
     }
 
     K& k_;
@@ -360,6 +411,8 @@ class Transformer {
     const std::vector<LoraSlot>& slots_;
     TransformerSizes sizes_;
     HeadShape shape_;
+    WeightBorders borders_;
+    int ld1_, ld2_, lddx_;  // between the rows of n1, n2 and dx_
 
     std::vector<Saved> acts_;  // (L); layers share what is not kept
     Saved out_;                // x, n1 and r1 of the final norm

@@ -206,10 +206,10 @@ TEST_CASE("bf16: norms, rope, swiglu and dropout are the reference's, rounded") 
     const auto rb = batch_of(ref, mb);
     Doubles sum(N * C), y(N * C), r(N), dx = wide(d), h(N * I), dgu = wide(gu), turned = wide(qkv), masked(N * C);
     for (int i = 0; i < N * C; ++i) sum[i] = double(x[i]) + low[i] + d[i];
-    ref.rmsnorm(N, C, 1e-5, sum.data(), wd.data(), y.data(), r.data());
-    ref.rmsnorm_backward(N, C, wide(low).data(), wide(x).data(), wd.data(), r.data(), dx.data(), true);
+    ref.rmsnorm(N, C, 1e-5, sum.data(), wd.data(), y.data(), C, r.data());
+    ref.rmsnorm_backward(N, C, wide(low).data(), wide(x).data(), wd.data(), r.data(), dx.data(), C, true);
     ref.swiglu(N, I, dgu.data(), h.data());
-    ref.swiglu_backward(N, I, wide(dh).data(), dgu.data());
+    ref.swiglu_backward(N, I, wide(dh).data(), dgu.data(), nullptr);
     const auto table = rope_table<float>(64, shape.HS, 1e4);
     const auto table_d = rope_table<double>(64, shape.HS, 1e4);
     ref.rope(rb, shape, table_d.data(), -1, turned.data());
@@ -221,7 +221,7 @@ TEST_CASE("bf16: norms, rope, swiglu and dropout are the reference's, rounded") 
         const auto b = batch_of(k, mb);
         Halves x2 = halves(x), x_low = halves(low), got_y = halves(d);
         Floats got_r(N);
-        k.add_rmsnorm(N, C, 1e-5, x2.data(), got_y.data(), w.data(), x2.data(), got_y.data(), got_r.data(),
+        k.add_rmsnorm(N, C, 1e-5, x2.data(), got_y.data(), w.data(), x2.data(), got_y.data(), C, got_r.data(),
                       x_low.data(), x_low.data());
         Floats whole(N * C);
         for (int i = 0; i < N * C; ++i) whole[i] = floats(x2)[i] + floats(x_low)[i];
@@ -230,16 +230,19 @@ TEST_CASE("bf16: norms, rope, swiglu and dropout are the reference's, rounded") 
         CHECK(error(got_r, r) <= 1e-5);
         CHECK(error(floats(got_y), y) <= kRounding);
         Halves plain(N * C), again(N * C), got_dx = halves(d), got_h(N * I), got_gu = halves(gu), got_qkv = halves(qkv);
-        k.rmsnorm(N, C, 1e-5, x2.data(), w.data(), plain.data(), got_r.data());
-        k.normalize(N, C, x2.data(), w.data(), got_r.data(), again.data());
+        k.rmsnorm(N, C, 1e-5, x2.data(), w.data(), plain.data(), C, got_r.data());
+        k.normalize(N, C, x2.data(), w.data(), got_r.data(), again.data(), C);
         CHECK(same(plain, again));
         CHECK(error(floats(plain), y) <= 2 * kRounding);
         Floats exact_r(r.begin(), r.end());
-        k.rmsnorm_backward(N, C, halves(low).data(), halves(x).data(), w.data(), exact_r.data(), got_dx.data(), true);
+        k.rmsnorm_backward(N, C, halves(low).data(), halves(x).data(), w.data(), exact_r.data(), got_dx.data(), C,
+                           true);
         CHECK(error(floats(got_dx), dx) <= kRounding);
         k.swiglu(N, I, got_gu.data(), got_h.data());
-        k.swiglu_backward(N, I, halves(dh).data(), got_gu.data());
+        Halves h_over_dh = halves(dh);
+        k.swiglu_backward(N, I, h_over_dh.data(), got_gu.data(), h_over_dh.data());
         CHECK(error(floats(got_h), h) <= kRounding);
+        CHECK(same(h_over_dh, got_h));
         CHECK(error(floats(got_gu), dgu) <= kRounding);
         k.rope(b, shape, table.data(), -1, got_qkv.data());
         CHECK(error(floats(got_qkv), turned) <= kRounding);

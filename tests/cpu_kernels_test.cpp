@@ -134,37 +134,44 @@ TEST_CASE("layers equal the reference") {
             Cpu<float> k({2, isa});
             Floats x2(N * C), y(N * C), r(N), dx = d, again(N * C);
             Doubles x2d(N * C), yd(N * C), rd(N), dxd = wide(d);
-            ref.add_rmsnorm(N, C, 1e-5, wide(x).data(), wide(d).data(), wide(w).data(), x2d.data(), yd.data(),
+            ref.add_rmsnorm(N, C, 1e-5, wide(x).data(), wide(d).data(), wide(w).data(), x2d.data(), yd.data(), C,
                             rd.data());
-            ref.rmsnorm_backward(N, C, wide(dy).data(), wide(x).data(), wide(w).data(), rd.data(), dxd.data(), true);
-            k.add_rmsnorm(N, C, 1e-5, x.data(), d.data(), w.data(), x2.data(), y.data(), r.data());
+            ref.rmsnorm_backward(N, C, wide(dy).data(), wide(x).data(), wide(w).data(), rd.data(), dxd.data(), C, true);
+            k.add_rmsnorm(N, C, 1e-5, x.data(), d.data(), w.data(), x2.data(), y.data(), C, r.data());
             CHECK(error(x2, x2d) <= 1e-6);
             CHECK(error(y, yd) <= 1e-6);
             CHECK(error(r, rd) <= 1e-6);
-            k.normalize(N, C, x2.data(), w.data(), r.data(), again.data());
+            k.normalize(N, C, x2.data(), w.data(), r.data(), again.data(), C);
             CHECK(again == y);
+            Floats apart(N * (C + 3), 7);  // rows further apart, and nothing between them
+            k.normalize(N, C, x2.data(), w.data(), r.data(), apart.data(), C + 3);
+            for (int i = 0; i < N * (C + 3); ++i)
+                CHECK(apart[i] == (i % (C + 3) < C ? y[i / (C + 3) * C + i % (C + 3)] : 7));
             Floats rf(rd.begin(), rd.end());
-            k.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), rf.data(), dx.data(), true);
+            k.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), rf.data(), dx.data(), C, true);
             CHECK(error(dx, dxd) <= 1e-6);
             Floats fresh(N * C, NAN);
             Doubles fresh_want(N * C);
-            k.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), rf.data(), fresh.data(), false);
-            ref.rmsnorm_backward(N, C, wide(dy).data(), wide(x).data(), wide(w).data(), rd.data(), fresh_want.data(),
+            k.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), rf.data(), fresh.data(), C, false);
+            ref.rmsnorm_backward(N, C, wide(dy).data(), wide(x).data(), wide(w).data(), rd.data(), fresh_want.data(), C,
                                  false);
             CHECK(error(fresh, fresh_want) <= 1e-6);
             // In place, as the model calls it.
             Floats px = x, pd = d;
-            k.add_rmsnorm(N, C, 1e-5, px.data(), pd.data(), w.data(), px.data(), pd.data(), r.data());
+            k.add_rmsnorm(N, C, 1e-5, px.data(), pd.data(), w.data(), px.data(), pd.data(), C, r.data());
             CHECK((px == x2 && pd == y));
 
             const Floats gu = noise(N * 2 * C, 5, 4);
             Floats h(N * C), dgu = gu;
             Doubles hd(N * C), dgud = wide(gu);
             k.swiglu(N, C, gu.data(), h.data());
-            k.swiglu_backward(N, C, dy.data(), dgu.data());
+            k.swiglu_backward(N, C, dy.data(), dgu.data(), nullptr);
             ref.swiglu(N, C, wide(gu).data(), hd.data());
-            ref.swiglu_backward(N, C, wide(dy).data(), dgud.data());
+            ref.swiglu_backward(N, C, wide(dy).data(), dgud.data(), nullptr);
             CHECK(error(h, hd) <= 1e-6);
+            Floats again_gu = gu, h_over_dh = dy;
+            k.swiglu_backward(N, C, h_over_dh.data(), again_gu.data(), h_over_dh.data());
+            CHECK((again_gu == dgu && h_over_dh == h));
             CHECK(error(dgu, dgud) <= 1e-6);
         }
 }

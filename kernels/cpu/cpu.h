@@ -82,15 +82,15 @@ class Cpu {
 
     // --- layers (layers.cpp)
     void embed(const Batch& b, const Weight& E, T* x);
-    void rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, float* r);
-    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
+    void rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, int ldy, float* r);
+    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, int ldy, float* r,
                      const T* x_low = nullptr, T* x2_low = nullptr);
-    void normalize(int N, int C, const T* x, const float* w, const float* r, T* y);
-    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
+    void normalize(int N, int C, const T* x, const float* w, const float* r, T* y, int ldy);
+    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx, int lddx,
                           bool accumulate);
     void rope(const Batch& b, const HeadShape& shape, const float* table, int sign, T* qkv);
     void swiglu(int N, int I, const T* gu, T* h);
-    void swiglu_backward(int N, int I, const T* dh, T* gu);
+    void swiglu_backward(int N, int I, const T* dh, T* gu, T* h);
     void dropout(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const T* x, T* y);
     void dropout_add(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const T* d, T* dx);
 

@@ -96,16 +96,16 @@ struct Ops {
     void (*unpack_weight_row)(int64_t N, int K, const float* packed, int64_t r, T* row);
 
     // rows of (rows, C); see kernels.h for the formulas
-    void (*rmsnorm)(int rows, int C, float eps, const T* x, const float* w, T* y, float* r);
-    void (*add_rmsnorm)(int rows, int C, float eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
-                        const T* x_low, T* x2_low);
-    void (*normalize)(int rows, int C, const T* x, const float* w, const float* r, T* y);
-    void (*rmsnorm_backward)(int rows, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
+    void (*rmsnorm)(int rows, int C, float eps, const T* x, const float* w, T* y, int ldy, float* r);
+    void (*add_rmsnorm)(int rows, int C, float eps, const T* x, const T* d, const float* w, T* x2, T* y, int ldy,
+                        float* r, const T* x_low, T* x2_low);
+    void (*normalize)(int rows, int C, const T* x, const float* w, const float* r, T* y, int ldy);
+    void (*rmsnorm_backward)(int rows, int C, const T* dy, const T* x, const float* w, const float* r, T* dx, int lddx,
                              bool accumulate);
     void (*rope)(int rows, int heads, int HS, int width, const int32_t* positions, const float* table, float sign,
                  T* qkv);
     void (*swiglu)(int rows, int I, const T* gu, T* h);
-    void (*swiglu_backward)(int rows, int I, const T* dh, T* gu);
+    void (*swiglu_backward)(int rows, int I, const T* dh, T* gu, T* h);
     // y = mask x / (1 - p), added to y when `add`; mask_pair, positions: (rows)
     void (*dropout)(int rows, int C, double p, uint64_t key, uint32_t step, uint32_t tensor, const int32_t* mask_pair,
                     const int32_t* positions, const T* x, T* y, bool add);

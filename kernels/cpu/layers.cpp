@@ -17,30 +17,31 @@ void Cpu<T>::embed(const Batch& b, const Weight& E, T* x) {
 }
 
 template <class T>
-void Cpu<T>::rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, float* r) {
+void Cpu<T>::rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, int ldy, float* r) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        ops_.rmsnorm(static_cast<int>(rows), C, static_cast<float>(eps), x + n * C, w, y + n * C, r + n);
+        ops_.rmsnorm(static_cast<int>(rows), C, static_cast<float>(eps), x + n * C, w, y + n * ldy, ldy, r + n);
     });
 }
 template <class T>
-void Cpu<T>::add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
-                         const T* x_low, T* x2_low) {
+void Cpu<T>::add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, int ldy,
+                         float* r, const T* x_low, T* x2_low) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
         ops_.add_rmsnorm(static_cast<int>(rows), C, static_cast<float>(eps), x + n * C, d + n * C, w, x2 + n * C,
-                         y + n * C, r + n, x_low ? x_low + n * C : nullptr, x2_low ? x2_low + n * C : nullptr);
+                         y + n * ldy, ldy, r + n, x_low ? x_low + n * C : nullptr, x2_low ? x2_low + n * C : nullptr);
     });
 }
 template <class T>
-void Cpu<T>::normalize(int N, int C, const T* x, const float* w, const float* r, T* y) {
+void Cpu<T>::normalize(int N, int C, const T* x, const float* w, const float* r, T* y, int ldy) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        ops_.normalize(static_cast<int>(rows), C, x + n * C, w, r + n, y + n * C);
+        ops_.normalize(static_cast<int>(rows), C, x + n * C, w, r + n, y + n * ldy, ldy);
     });
 }
 template <class T>
-void Cpu<T>::rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
+void Cpu<T>::rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx, int lddx,
                               bool accumulate) {
     shares(N, least_rows(C), [&](int, int64_t n, int64_t rows) {
-        ops_.rmsnorm_backward(static_cast<int>(rows), C, dy + n * C, x + n * C, w, r + n, dx + n * C, accumulate);
+        ops_.rmsnorm_backward(static_cast<int>(rows), C, dy + n * C, x + n * C, w, r + n, dx + n * lddx, lddx,
+                              accumulate);
     });
 }
 template <class T>
@@ -57,9 +58,9 @@ void Cpu<T>::swiglu(int N, int I, const T* gu, T* h) {
            [&](int, int64_t n, int64_t rows) { ops_.swiglu(static_cast<int>(rows), I, gu + n * 2 * I, h + n * I); });
 }
 template <class T>
-void Cpu<T>::swiglu_backward(int N, int I, const T* dh, T* gu) {
+void Cpu<T>::swiglu_backward(int N, int I, const T* dh, T* gu, T* h) {
     shares(N, least_rows(I), [&](int, int64_t n, int64_t rows) {
-        ops_.swiglu_backward(static_cast<int>(rows), I, dh + n * I, gu + n * 2 * I);
+        ops_.swiglu_backward(static_cast<int>(rows), I, dh + n * I, gu + n * 2 * I, h ? h + n * I : nullptr);
     });
 }
 template <class T>

@@ -2,8 +2,8 @@
 // A row stays in L1 between its two passes. The sum of squares runs in 16 lanes, folded by one fixed tree.
 
 template <class T>
-static void normalize(int rows, int C, const T* x, const float* w, const float* r, T* y) {
-    for (int n = 0; n < rows; ++n, x += C, y += C) {
+static void normalize(int rows, int C, const T* x, const float* w, const float* r, T* y, int ldy) {
+    for (int n = 0; n < rows; ++n, x += C, y += ldy) {
         const V rn = set1(r[n]);
         for (int c = 0; c < C; c += 16) {
             const int left = C - c;
@@ -13,24 +13,24 @@ static void normalize(int rows, int C, const T* x, const float* w, const float* 
 }
 
 template <class T>
-static void rmsnorm(int rows, int C, float eps, const T* x, const float* w, T* y, float* r) {
-    for (int n = 0; n < rows; ++n, x += C, y += C) {
+static void rmsnorm(int rows, int C, float eps, const T* x, const float* w, T* y, int ldy, float* r) {
+    for (int n = 0; n < rows; ++n, x += C, y += ldy) {
         V squares = set1(0.0f);
         for (int c = 0; c < C; c += 16) {
             const V xc = load_up_to(x + c, C - c);
             squares = fma(xc, xc, squares);
         }
         r[n] = 1.0f / __builtin_sqrtf(sum(squares) / static_cast<float>(C) + eps);
-        normalize(1, C, x, w, r + n, y);
+        normalize(1, C, x, w, r + n, y, ldy);
     }
 }
 
 // x2 may be x; y may be d. bf16: x_low (null: zeros) is added too, and x2_low (may be x_low) gets what rounding x2 cut
 // off; r and y are those of the whole sum.
 template <class T>
-static void add_rmsnorm(int rows, int C, float eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
-                        const T* x_low, T* x2_low) {
-    for (int n = 0; n < rows; ++n) {
+static void add_rmsnorm(int rows, int C, float eps, const T* x, const T* d, const float* w, T* x2, T* y, int ldy,
+                        float* r, const T* x_low, T* x2_low) {
+    for (int n = 0; n < rows; ++n, y += ldy) {
         const int64_t at = int64_t{n} * C;
         V squares = set1(0.0f);
         for (int c = 0; c < C; c += 16) {
@@ -55,17 +55,17 @@ static void add_rmsnorm(int rows, int C, float eps, const T* x, const T* d, cons
             const int left = C - c;
             V s = load_up_to(x2 + at + c, left);
             if (x2_low) s = add(s, load_up_to(x2_low + at + c, left));
-            store_up_to(y + at + c, mul(mul(s, set1(rn)), load_up_to(w + c, left)), left);
+            store_up_to(y + c, mul(mul(s, set1(rn)), load_up_to(w + c, left)), left);
         }
     }
 }
 
 // dx = r (w dy - x r^2 mean(x w dy)), added to dx when `accumulate`.
 template <class T>
-static void rmsnorm_backward(int rows, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
+static void rmsnorm_backward(int rows, int C, const T* dy, const T* x, const float* w, const float* r, T* dx, int lddx,
                              bool accumulate) {
     const V zero = set1(0.0f);
-    for (int n = 0; n < rows; ++n, dy += C, x += C, dx += C) {
+    for (int n = 0; n < rows; ++n, dy += C, x += C, dx += lddx) {
         V dot = zero;
         for (int c = 0; c < C; c += 16) {
             const int left = C - c;

@@ -18,13 +18,14 @@ static void swiglu(int rows, int I, const T* gu, T* h) {
 }
 
 template <class T>
-static void swiglu_backward(int rows, int I, const T* dh, T* gu) {
-    for (int n = 0; n < rows; ++n, gu += 2 * int64_t{I}, dh += I)
+static void swiglu_backward(int rows, int I, const T* dh, T* gu, T* h) {
+    for (int n = 0; n < rows; ++n, gu += 2 * int64_t{I}, dh += I, h += h ? I : 0)
         for (int i = 0; i < I; i += 16) {
             const int left = I - i;
             const V g = load_up_to(gu + i, left), u = load_up_to(gu + I + i, left), d = load_up_to(dh + i, left);
             const V sigma = sigmoid(g, T{}), one = set1(1.0f);
             store_up_to(gu + i, mul(mul(mul(d, u), sigma), fma(g, sub(one, sigma), one)), left);
             store_up_to(gu + I + i, mul(mul(d, g), sigma), left);
+            if (h) store_up_to(h + i, mul(mul(g, sigma), u), left);
         }
 }

@@ -46,17 +46,19 @@ void pad(HostBatch& batch, const MicroBatch& mb, int tokens, int heads, int pair
 }  // namespace
 
 template <class Store>
-auto Cuda<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read)
-    -> Weight {
-    const Weight W = CudaMemory<T>::prepare(name, rows, cols, use, read);
+auto Cuda<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read,
+                          int border, int foot) -> Weight {
+    const Weight W = CudaMemory<T>::prepare(name, rows, cols, use, read, border, foot);
     if (planning()) return W;
+    // Blocks of the border that belong to no adapter stay zeros.
+    if (border > 0 || foot > 0) device_->zero(W.data, (rows + foot) * W.ld() * static_cast<int64_t>(sizeof(T)));
     const int64_t at_once = std::max<int64_t>(1, kStaged / cols);
     std::vector<float> host(static_cast<size_t>(std::min(at_once, rows) * cols));
     for (int64_t first = 0; first < rows; first += at_once) {
         const int64_t count = std::min(at_once, rows - first);
         read(first, count, host.data());
         device_->copy_in(staged_, host.data(), count * cols * static_cast<int64_t>(sizeof(float)));
-        cuda::cast<T>(stream(), count * cols, staged_, W.data + first * cols);
+        cuda::cast_rows<T>(stream(), static_cast<int>(count), W.cols, staged_, W.data + first * W.ld(), W.ld());
     }
     return W;
 }
@@ -157,10 +159,11 @@ void Cuda<Store>::push_range(const char* name, int number) {
 template <class Store>
 void Cuda<Store>::linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added) {
     const Range range(*this, "linear");
+    const int in = W.ld();
     if (N <= kFewRows)
-        gemv<T, T>(stream(), N, W.rows, W.cols, x, W.data, y);
+        gemv<T, T>(stream(), N, W.rows, in, x, W.data, y);
     else
-        gemm_nt(N, W.rows, W.cols, 1, x, W.cols, W.data, W.cols, y, W.rows, false);
+        gemm_nt(N, W.rows, in, 1, x, in, W.data, in, y, W.rows, false);
     for (const LowRank<T>& t : added)
         gemm_nt(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, y + int64_t{t.row} * W.rows + t.column, W.rows,
                 true);
@@ -168,7 +171,8 @@ void Cuda<Store>::linear(int N, const T* x, const Weight& W, T* y, std::span<con
 template <class Store>
 void Cuda<Store>::linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added) {
     const Range range(*this, "linear_backward");
-    gemm_nn(N, W.cols, W.rows, 1, dy, W.rows, W.data, W.cols, dx, W.cols, false);
+    const int out = W.rows + W.foot;
+    gemm_nn(N, W.cols, out, 1, dy, out, W.data, W.ld(), dx, W.cols, false);
     for (const LowRank<T>& t : added)
         gemm_nn(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, dx + int64_t{t.row} * W.cols + t.column, W.cols,
                 true);

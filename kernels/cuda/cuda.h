@@ -33,11 +33,20 @@ class Cuda : public CudaMemory<Store> {
     using CudaMemory<T>::planning;
 
     // --- memory
-    Weight prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read);
+    Weight prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read,
+                   int border = 0, int foot = 0);
     void upload(const MicroBatch& mb, Batch& batch);
     void read(int64_t n, const float* from, float* host);
     void read(int64_t n, const double* from, double* host);
     void cast(int64_t n, const float* x, T* y) { cuda::cast<T>(stream(), n, x, y); }
+    // Borders (kernels.h): the adapters go beside their weights, x A^T behind x.
+    void refresh_borders(const T* adapters) {
+        if (borders_n_ > 0) cuda::copy_borders<T>(stream(), borders_n_, borders_, adapters);
+    }
+    void copy_rows(int rows, int cols, const T* from, int ld_from, T* to, int ld_to) {
+        const Range range(*this, "copy_rows");
+        cuda::copy_rows<T>(stream(), rows, cols, from, ld_from, to, ld_to);
+    }
     void finish() { device_->wait(); }
     // --tune: products are timed when sizes are met for the first time, and `file` keeps the choices (tuner.h).
     void tune_into(const std::string& file) { tuner_ = std::make_unique<Tuner>(device_, file); }
@@ -69,23 +78,23 @@ class Cuda : public CudaMemory<Store> {
         const Range range(*this, "embed");
         cuda::embed<T>(stream(), b.N, E.cols, b.ids, E.data, x);
     }
-    void rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, float* r) {
+    void rmsnorm(int N, int C, double eps, const T* x, const float* w, T* y, int ldy, float* r) {
         const Range range(*this, "rmsnorm");
-        cuda::rmsnorm<T>(stream(), N, C, eps, x, w, y, r);
+        cuda::rmsnorm<T>(stream(), N, C, eps, x, w, y, ldy, r);
     }
-    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
+    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, int ldy, float* r,
                      const T* x_low = nullptr, T* x2_low = nullptr) {
         const Range range(*this, "add_rmsnorm");
-        cuda::add_rmsnorm<T>(stream(), N, C, eps, x, d, w, x2, y, r, x_low, x2_low);
+        cuda::add_rmsnorm<T>(stream(), N, C, eps, x, d, w, x2, y, ldy, r, x_low, x2_low);
     }
-    void normalize(int N, int C, const T* x, const float* w, const float* r, T* y) {
+    void normalize(int N, int C, const T* x, const float* w, const float* r, T* y, int ldy) {
         const Range range(*this, "normalize");
-        cuda::normalize<T>(stream(), N, C, x, w, r, y);
+        cuda::normalize<T>(stream(), N, C, x, w, r, y, ldy);
     }
-    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
+    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx, int lddx,
                           bool accumulate) {
         const Range range(*this, "rmsnorm_backward");
-        cuda::rmsnorm_backward<T>(stream(), N, C, dy, x, w, r, dx, accumulate);
+        cuda::rmsnorm_backward<T>(stream(), N, C, dy, x, w, r, dx, lddx, accumulate);
     }
     void rope(const Batch& b, const HeadShape& s, const float* table, int sign, T* qkv) {
         const Range range(*this, "rope");
@@ -105,9 +114,9 @@ class Cuda : public CudaMemory<Store> {
         const Range range(*this, "swiglu");
         cuda::swiglu<T>(stream(), N, I, gu, h);
     }
-    void swiglu_backward(int N, int I, const T* dh, T* gu) {
+    void swiglu_backward(int N, int I, const T* dh, T* gu, T* h) {
         const Range range(*this, "swiglu_backward");
-        cuda::swiglu_backward<T>(stream(), N, I, dh, gu);
+        cuda::swiglu_backward<T>(stream(), N, I, dh, gu, h);
     }
     void dropout(const Batch& b, int first, int rows, int C, double p, uint32_t tensor, const T* x, T* y) {
         const Range range(*this, "dropout");
@@ -164,6 +173,8 @@ class Cuda : public CudaMemory<Store> {
     using CudaMemory<T>::ids_;
     using CudaMemory<T>::norms_;
     using CudaMemory<T>::steps_;
+    using CudaMemory<T>::borders_;
+    using CudaMemory<T>::borders_n_;
     using CudaMemory<T>::staged_;
     using CudaMemory<T>::most_slots_;
 

@@ -28,8 +28,7 @@ CudaMemory<Store>::CudaMemory(std::shared_ptr<Device> device, const MemoryTable*
     if (!device_) return;
     ORPO_CHECK(plan);
     for (const MemoryTable::Entry& entry : plan->entries()) stretches_[entry.category].bytes += aligned(entry.bytes);
-    for (auto& [category, stretch] : stretches_)
-        stretch.base = device_->allocate(stretch.bytes);
+    for (auto& [category, stretch] : stretches_) stretch.base = device_->allocate(stretch.bytes);
 }
 
 template <class Store>
@@ -53,7 +52,8 @@ void CudaMemory<Store>::reserve(const Limits& limits) {
     logits_ = allocate<T>(Category::kWorkspace, "logits of a chunk", int64_t{chunk_} * limits.V);
     gathered_ = allocate<T>(Category::kWorkspace, "head rows of a chunk", int64_t{chunk_} * limits.C);
     if (limits.gradients)
-        stats_ = allocate<float>(Category::kWorkspace, "attention row sums", int64_t{2} * limits.tokens * limits.shape.H);
+        stats_ =
+            allocate<float>(Category::kWorkspace, "attention row sums", int64_t{2} * limits.tokens * limits.shape.H);
     ids_ = allocate<int32_t>(Category::kWorkspace, "drawn tokens", limits.heads);
     most_slots_ = kMostSlots;
     norms_ = allocate<double>(Category::kWorkspace, "norm sums", int64_t{kMostSlots} * (kNormBlocks + 1));
@@ -61,9 +61,20 @@ void CudaMemory<Store>::reserve(const Limits& limits) {
 }
 
 template <class Store>
-auto CudaMemory<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned, const RowReader&) -> Weight {
-    if (!std::exchange(staging_, true)) staged_ = allocate<float>(Category::kWorkspace, "weights on their way", kStaged);
-    return {static_cast<int>(rows), static_cast<int>(cols), allocate<T>(Category::kWeights, name, rows * cols)};
+auto CudaMemory<Store>::prepare(const std::string& name, int64_t rows, int64_t cols, unsigned, const RowReader&,
+                                int border, int foot) -> Weight {
+    if (!std::exchange(staging_, true))
+        staged_ = allocate<float>(Category::kWorkspace, "weights on their way", kStaged);
+    T* data = allocate<T>(Category::kWeights, name, (rows + foot) * (cols + border));
+    return {static_cast<int>(rows), static_cast<int>(cols), data, border, foot};
+}
+
+template <class Store>
+void CudaMemory<Store>::place_borders(const std::vector<Border<T>>& borders) {
+    borders_n_ = static_cast<int>(borders.size());
+    borders_ = allocate<Border<T>>(Category::kWorkspace, "where adapters stand", borders_n_);
+    if (!planning() && borders_n_ > 0)
+        device_->copy_in(borders_, borders.data(), borders_n_ * static_cast<int64_t>(sizeof(Border<T>)));
 }
 
 template <class Store>
@@ -100,7 +111,6 @@ template <class Store>
 void CudaMemory<Store>::zero(int64_t n, float* x) {
     if (!planning()) device_->zero(x, n * static_cast<int64_t>(sizeof(float)));
 }
-
 
 template class CudaMemory<float>;
 template class CudaMemory<bf16>;

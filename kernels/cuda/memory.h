@@ -27,8 +27,8 @@ struct DeviceBatch {
     KeyTile* key_tile = nullptr;
     BatchScalars* scalars = nullptr;
 
-    std::shared_ptr<HostBatch> host;      // the padded batch, before the copy
-    std::vector<unsigned char> staging;   // all arrays, as they lie on the device
+    std::shared_ptr<HostBatch> host;     // the padded batch, before the copy
+    std::vector<unsigned char> staging;  // all arrays, as they lie on the device
     std::vector<QueryTile> host_queries;
     std::vector<KeyTile> host_keys;
 };
@@ -44,7 +44,9 @@ class CudaMemory {
     using Batch = DeviceBatch;
     struct Weight {
         int rows = 0, cols = 0;
-        T* data = nullptr;  // (rows, cols)
+        T* data = nullptr;  // [[W, B], [A, .]]: (rows + foot, cols + border)
+        int border = 0, foot = 0;
+        int ld() const { return cols + border; }
     };
 
     // device: null while planning. plan: the table of a planning run, whose categories become one allocation each.
@@ -58,7 +60,10 @@ class CudaMemory {
     }
     void reserve(const Limits& limits);
     // Room for the weight, and for its rows in fp32 on their way to the device. They are not read here.
-    Weight prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read);
+    Weight prepare(const std::string& name, int64_t rows, int64_t cols, unsigned use, const RowReader& read,
+                   int border = 0, int foot = 0);
+    // The parts of the adapters that refresh_borders will copy beside their weights.
+    void place_borders(const std::vector<Border<T>>& borders);
     Batch make_batch(int tokens, int pairs, int heads);
     void write(int64_t n, const float* host, float* to);
     void zero(int64_t n, float* x);
@@ -76,6 +81,8 @@ class CudaMemory {
     AdamwStep* steps_ = nullptr;
     float* staged_ = nullptr;  // (kStaged)
     bool staging_ = false;     // staged_ is in the table
+    Border<T>* borders_ = nullptr;
+    int borders_n_ = 0;
     int most_slots_ = 0;
 
   private:

@@ -7,6 +7,7 @@
 
 #include "kernels/batch.h"
 #include "kernels/bf16.h"
+#include "kernels/border.h"
 
 struct CUstream_st;
 
@@ -44,20 +45,29 @@ void gather(Stream stream, int n, int C, const HeadRow* rows, const T* from, T* 
 template <class T>
 void cast(Stream stream, int64_t n, const float* x, T* y);
 
+// --- border.cu. cols and the distances between rows are multiples of 8
+template <class T>
+void copy_rows(Stream stream, int rows, int cols, const T* from, int ld_from, T* to, int ld_to);
+template <class T>
+void copy_borders(Stream stream, int n, const Border<T>* borders, const T* from);
+// from (rows, cols) without gaps
+template <class T>
+void cast_rows(Stream stream, int rows, int cols, const float* from, T* to, int ld);
+
 // --- rmsnorm.cu
 // x (N, C), w (C), y (N, C), r (N). C is a multiple of 8 and at most 2048.
 template <class T>
-void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w, T* y, float* r);
+void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w, T* y, int ldy, float* r);
 // x2 = x + d; x2 may be x, y may be d. bf16: with x_low (null: zeros) added, and what rounding to x2 cut off in x2_low
 // (may be x_low), unless it is null
 template <class T>
-void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
-                 const T* x_low = nullptr, T* x2_low = nullptr);
+void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, int ldy,
+                 float* r, const T* x_low = nullptr, T* x2_low = nullptr);
 template <class T>
-void normalize(Stream stream, int N, int C, const T* x, const float* w, const float* r, T* y);
+void normalize(Stream stream, int N, int C, const T* x, const float* w, const float* r, T* y, int ldy);
 template <class T>
 void rmsnorm_backward(Stream stream, int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
-                      bool accumulate);
+                      int lddx, bool accumulate);
 
 // --- rope.cu. table (positions, 32, {cos, sin}), qkv (N, (H + 2 KV) 64)
 template <class T>
@@ -67,7 +77,7 @@ void rope(Stream stream, int N, Heads heads, const int32_t* positions, const flo
 template <class T>
 void swiglu(Stream stream, int N, int I, const T* gu, T* h);
 template <class T>
-void swiglu_backward(Stream stream, int N, int I, const T* dh, T* gu);
+void swiglu_backward(Stream stream, int N, int I, const T* dh, T* gu, T* h);
 
 // --- dropout.cu. Rows [first, first + rows) of x (N, C); y = mask x / (1 - p), dx += mask d / (1 - p)
 template <class T>

@@ -6,7 +6,7 @@
 //   normalize         y = x r w with r given: what backward needs again
 //   rmsnorm_backward  dx (+)= r (w dy - x r^2 mean(x w dy))
 //
-// x, d, y, dy, dx (N, C) in T; w (C), r (N) fp32.
+// x, d, y, dy, dx (N, C) in T; w (C), r (N) fp32. y and dx have ldy and lddx elements between rows.
 // Bytes: 2, 4 (with low parts 6), 2 and 4 N C elements: one read and one write of each array. FLOPs: 4 to 8 N C. Bound
 // by memory.
 //
@@ -60,14 +60,14 @@ __device__ __forceinline__ float inverse_rms(int quads, const Quad<X> (&x)[V], f
 
 template <int V, class T>
 __global__ void __launch_bounds__(32 * kRows)
-    rmsnorm_kernel(int N, int quads, float eps, const T* x, const float* w, T* y, float* r) {
+    rmsnorm_kernel(int N, int quads, float eps, const T* x, const float* w, T* y, int ldy, float* r) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
     Quad<T> row[V];
     each_quad<V>(quads, [&](int i, int v) { row[v] = load_quad(x + at + i * 4); });
     const float rn = inverse_rms<V>(quads, row, eps);
-    write_normed<V>(quads, row, rn, w, y + at);
+    write_normed<V>(quads, row, rn, w, y + int64_t{n} * ldy);
     if (threadIdx.x == 0) r[n] = rn;
 }
 
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(32 * kRows)
 template <int V, class T, bool Low>
 __global__ void __launch_bounds__(32 * kRows)
     add_rmsnorm_kernel(int N, int quads, float eps, const T* x, const T* x_low, const T* d, const float* w, T* x2,
-                       T* x2_low, T* y, float* r) {
+                       T* x2_low, T* y, int ldy, float* r) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
@@ -102,14 +102,14 @@ __global__ void __launch_bounds__(32 * kRows)
         store_quad(x2 + at + i * 4, high);
     });
     const float rn = inverse_rms<V>(quads, row, eps);
-    write_normed<V>(quads, row, rn, w, y + at);
+    write_normed<V>(quads, row, rn, w, y + int64_t{n} * ldy);
     if (threadIdx.x == 0) r[n] = rn;
 }
 
 // No sum to wait for, so a row goes by in pieces of four quads a lane: few registers, many warps.
 template <class T>
 __global__ void __launch_bounds__(32 * kRows)
-    normalize_kernel(int N, int quads, const T* x, const float* w, const float* r, T* y) {
+    normalize_kernel(int N, int quads, const T* x, const float* w, const float* r, T* y, int ldy) {
     constexpr int V = 4;
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
@@ -119,17 +119,18 @@ __global__ void __launch_bounds__(32 * kRows)
         Quad<T> piece[V];
         const T* from = x + at + first * 4;
         each_quad<V>(quads - first, [&](int i, int v) { piece[v] = load_quad(from + i * 4); });
-        write_normed<V>(quads - first, piece, rn, w + first * 4, y + at + first * 4);
+        write_normed<V>(quads - first, piece, rn, w + first * 4, y + int64_t{n} * ldy + first * 4);
     }
 }
 
 template <int V, class T>
 __global__ void __launch_bounds__(32 * kRows)
-    rmsnorm_backward_kernel(int N, int quads, const T* dy, const T* x, const float* w, const float* r, T* dx,
+    rmsnorm_backward_kernel(int N, int quads, const T* dy, const T* x, const float* w, const float* r, T* dx, int lddx,
                             bool accumulate) {
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
+    T* to = dx + int64_t{n} * lddx;
     Quad<T> xs[V], dys[V];
     float dot = 0;
     each_quad<V>(quads, [&](int i, int v) {
@@ -144,13 +145,13 @@ __global__ void __launch_bounds__(32 * kRows)
     each_quad<V>(quads, [&](int i, int v) {
         const Quad<float> wi = load_quad(w + i * 4);
         Quad<T> out;
-        if (accumulate) out = load_quad(dx + at + i * 4);
+        if (accumulate) out = load_quad(to + i * 4);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
             const float g = rn * (wi.v[e] * to_float(dys[v].v[e]) - to_float(xs[v].v[e]) * pull);
             out.v[e] = from_float<T>(accumulate ? to_float(out.v[e]) + g : g);
         }
-        store_quad(dx + at + i * 4, out);
+        store_quad(to + i * 4, out);
     });
 }
 
@@ -171,17 +172,18 @@ void with_quads(int quads, F f) {
 }  // namespace
 
 template <class T>
-void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w, T* y, float* r) {
+void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w, T* y, int ldy, float* r) {
     const int quads = C / 4;
     const float e = static_cast<float>(eps);
     with_quads(quads, [&](auto v) {
         constexpr int V = decltype(v)::value;
-        LAUNCH((rmsnorm_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, quads, e, x, w, y, r);
+        LAUNCH((rmsnorm_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, quads, e, x, w, y,
+               ldy, r);
     });
 }
 template <class T>
-void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, float* r,
-                 const T* x_low, T* x2_low) {
+void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d, const float* w, T* x2, T* y, int ldy,
+                 float* r, const T* x_low, T* x2_low) {
     const int quads = C / 4;
     const float e = static_cast<float>(eps);
     const dim3 grid(blocks_for(N, kRows)), block(32, kRows);
@@ -190,34 +192,34 @@ void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d
         if constexpr (sizeof(T) < sizeof(float))
             if (x2_low) {
                 LAUNCH((add_rmsnorm_kernel<V, T, true>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2,
-                       x2_low, y, r);
+                       x2_low, y, ldy, r);
                 return;
             }
         LAUNCH((add_rmsnorm_kernel<V, T, false>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2, x2_low, y,
-               r);
+               ldy, r);
     });
 }
 template <class T>
-void normalize(Stream stream, int N, int C, const T* x, const float* w, const float* r, T* y) {
-    LAUNCH(normalize_kernel<T>, dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, C / 4, x, w, r, y);
+void normalize(Stream stream, int N, int C, const T* x, const float* w, const float* r, T* y, int ldy) {
+    LAUNCH(normalize_kernel<T>, dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, C / 4, x, w, r, y, ldy);
 }
 template <class T>
 void rmsnorm_backward(Stream stream, int N, int C, const T* dy, const T* x, const float* w, const float* r, T* dx,
-                      bool accumulate) {
+                      int lddx, bool accumulate) {
     const int quads = C / 4;
     with_quads(quads, [&](auto v) {
         constexpr int V = decltype(v)::value;
         LAUNCH((rmsnorm_backward_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, quads, dy, x,
-               w, r, dx, accumulate);
+               w, r, dx, lddx, accumulate);
     });
 }
 
-#define ORPO_INSTANTIATE(T)                                                                                         \
-    template void rmsnorm(Stream, int, int, double, const T*, const float*, T*, float*);                            \
-    template void add_rmsnorm(Stream, int, int, double, const T*, const T*, const float*, T*, T*, float*, const T*, \
-                              T*);                                                                                  \
-    template void normalize(Stream, int, int, const T*, const float*, const float*, T*);                            \
-    template void rmsnorm_backward(Stream, int, int, const T*, const T*, const float*, const float*, T*, bool);
+#define ORPO_INSTANTIATE(T)                                                                                    \
+    template void rmsnorm(Stream, int, int, double, const T*, const float*, T*, int, float*);                  \
+    template void add_rmsnorm(Stream, int, int, double, const T*, const T*, const float*, T*, T*, int, float*, \
+                              const T*, T*);                                                                   \
+    template void normalize(Stream, int, int, const T*, const float*, const float*, T*, int);                  \
+    template void rmsnorm_backward(Stream, int, int, const T*, const T*, const float*, const float*, T*, int, bool);
 ORPO_INSTANTIATE(float)
 ORPO_INSTANTIATE(bf16)
 

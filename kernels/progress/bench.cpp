@@ -172,7 +172,7 @@ class NormRun {
     double error() {
         std::vector<double> sum(size()), y(size()), r(static_cast<size_t>(N_));
         for (size_t i = 0; i < sum.size(); ++i) sum[i] = widened(rounded(x_values_[i] + d_values_[i]));
-        Reference<double>().rmsnorm(N_, C_, 1e-5, sum.data(), w_values_.data(), y.data(), r.data());
+        Reference<double>().rmsnorm(N_, C_, 1e-5, sum.data(), w_values_.data(), y.data(), C_, r.data());
         return std::max({x2_.error(sum), y_.error(y), r_.error(r)});
     }
 

@@ -52,7 +52,7 @@ inline std::vector<Version<AddRmsnorm>> add_rmsnorm_versions() {
             {"3 a warp a row, add fused", add_rmsnorm_3},
             {"4 ours",
              [](Stream stream, int N, int C, float eps, const bf16* x, const bf16* d, const float* w, bf16* x2, bf16* y,
-                float* r) { cuda::add_rmsnorm<bf16>(stream, N, C, static_cast<double>(eps), x, d, w, x2, y, r); }}};
+                float* r) { cuda::add_rmsnorm<bf16>(stream, N, C, static_cast<double>(eps), x, d, w, x2, y, C, r); }}};
 }
 inline std::vector<Version<SoftmaxXent>> softmax_xent_versions() {
     return {{"1 a thread a row", softmax_xent_1},

@@ -111,31 +111,33 @@ class Reference {
     void embed(const Batch& b, const Weight& E, T* x) {
         for (int n = 0; n < b.N; ++n) std::copy_n(E.data + int64_t{b.ids[n]} * E.cols, E.cols, x + int64_t{n} * E.cols);
     }
-    void rmsnorm(int N, int C, double eps, const T* x, const F* w, T* y, F* r) {
+    void rmsnorm(int N, int C, double eps, const T* x, const F* w, T* y, int ldy, F* r) {
         for (int n = 0; n < N; ++n) {
             const T* xn = x + int64_t{n} * C;
             T squares = 0;
             for (int c = 0; c < C; ++c) squares += xn[c] * xn[c];
             r[n] = 1 / std::sqrt(squares / C + static_cast<T>(eps));
         }
-        normalize(N, C, x, w, r, y);
+        normalize(N, C, x, w, r, y, ldy);
     }
-    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const F* w, T* x2, T* y, F* r) {
+    void add_rmsnorm(int N, int C, double eps, const T* x, const T* d, const F* w, T* x2, T* y, int ldy, F* r) {
         for (int64_t i = 0; i < int64_t{N} * C; ++i) x2[i] = x[i] + d[i];
-        rmsnorm(N, C, eps, x2, w, y, r);
+        rmsnorm(N, C, eps, x2, w, y, ldy, r);
     }
-    void normalize(int N, int C, const T* x, const F* w, const F* r, T* y) {
+    void normalize(int N, int C, const T* x, const F* w, const F* r, T* y, int ldy) {
         for (int n = 0; n < N; ++n)
-            for (int c = 0; c < C; ++c) y[int64_t{n} * C + c] = x[int64_t{n} * C + c] * r[n] * w[c];
+            for (int c = 0; c < C; ++c) y[int64_t{n} * ldy + c] = x[int64_t{n} * C + c] * r[n] * w[c];
     }
-    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const F* w, const F* r, T* dx, bool accumulate) {
+    void rmsnorm_backward(int N, int C, const T* dy, const T* x, const F* w, const F* r, T* dx, int lddx,
+                          bool accumulate) {
         for (int n = 0; n < N; ++n) {
             const int64_t at = int64_t{n} * C;
+            T* to = dx + int64_t{n} * lddx;
             T dot = 0;
             for (int c = 0; c < C; ++c) dot += x[at + c] * w[c] * dy[at + c];
             const T pull = dot / C * r[n] * r[n];
             for (int c = 0; c < C; ++c)
-                dx[at + c] = r[n] * (w[c] * dy[at + c] - x[at + c] * pull) + (accumulate ? dx[at + c] : T{0});
+                to[c] = r[n] * (w[c] * dy[at + c] - x[at + c] * pull) + (accumulate ? to[c] : T{0});
         }
     }
     void rope(const Batch& b, const HeadShape& shape, const F* table, int sign, T* qkv) {
@@ -210,13 +212,14 @@ class Reference {
                 h[int64_t{n} * I + i] = g / (1 + std::exp(-g)) * u;
             }
     }
-    void swiglu_backward(int N, int I, const T* dh, T* gu) {
+    void swiglu_backward(int N, int I, const T* dh, T* gu, T* h) {
         for (int n = 0; n < N; ++n)
             for (int i = 0; i < I; ++i) {
                 T& g = gu[int64_t{n} * 2 * I + i];
                 T& u = gu[int64_t{n} * 2 * I + I + i];
                 const T sigma = 1 / (1 + std::exp(-g)), d = dh[int64_t{n} * I + i];
                 const T dg = d * u * sigma * (1 + g * (1 - sigma));
+                if (h) h[int64_t{n} * I + i] = g * sigma * u;
                 u = d * g * sigma;
                 g = dg;
             }

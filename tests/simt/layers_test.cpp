@@ -77,42 +77,127 @@ TEST_CASE_TEMPLATE("rmsnorm, add_rmsnorm, normalize, rmsnorm_backward", T, float
                    dy = rounded<T>(random_values(n, 3)), dx0 = rounded<T>(random_values(n, 4));
         const auto w = rounded<float>(random_values(C, 5));
         std::vector<double> y(n), r(N), sum(n), sum_y(n), sum_r(N), dx(n), added = dx0;
-        reference.rmsnorm(N, C, eps, x.data(), w.data(), y.data(), r.data());
+        reference.rmsnorm(N, C, eps, x.data(), w.data(), y.data(), C, r.data());
         for (size_t i = 0; i < n; ++i) sum[i] = x[i] + d[i];
         sum = rounded<T>(sum);
-        reference.rmsnorm(N, C, eps, sum.data(), w.data(), sum_y.data(), sum_r.data());
+        reference.rmsnorm(N, C, eps, sum.data(), w.data(), sum_y.data(), C, sum_r.data());
         const auto r_in = rounded<float>(r);
-        reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), dx.data(), false);
-        reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), added.data(), true);
+        reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), dx.data(), C, false);
+        reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), added.data(), C, true);
 
         const simt::Guarded<T> gx(stored<T>(x)), gd(stored<T>(d)), gdy(stored<T>(dy));
         const simt::Guarded<float> gw(stored<float>(w)), gr_in(stored<float>(r));
         under_every_schedule([&] {
             simt::Guarded<T> gy(n), gnormed(n), gdx(n), gadded(stored<T>(dx0));
             simt::Guarded<float> gr(N), gsum_r(N);
-            cuda::rmsnorm<T>(nullptr, N, C, eps, gx.data(), gw.data(), gy.data(), gr.data());
+            cuda::rmsnorm<T>(nullptr, N, C, eps, gx.data(), gw.data(), gy.data(), C, gr.data());
             check_elements(gy, y);
             check_elements(gr, r);
-            cuda::normalize<T>(nullptr, N, C, gx.data(), gw.data(), gr_in.data(), gnormed.data());
+            cuda::normalize<T>(nullptr, N, C, gx.data(), gw.data(), gr_in.data(), gnormed.data(), C);
             check_elements(gnormed, y);
-            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), false);
+            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), C,
+                                      false);
             check_elements(gdx, dx);
-            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gadded.data(),
+            cuda::rmsnorm_backward<T>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gadded.data(), C,
                                       true);
             check_elements(gadded, added);
             simt::Guarded<T> gsum(n), gsum_y(n), in_place(stored<T>(x)), d_in_place(stored<T>(d));
-            cuda::add_rmsnorm<T>(nullptr, N, C, eps, gx.data(), gd.data(), gw.data(), gsum.data(), gsum_y.data(),
+            cuda::add_rmsnorm<T>(nullptr, N, C, eps, gx.data(), gd.data(), gw.data(), gsum.data(), gsum_y.data(), C,
                                  gsum_r.data());
             check_bits(gsum, stored<T>(sum));
             check_elements(gsum_y, sum_y);
             check_elements(gsum_r, sum_r);
             // As the transformer calls it: x2 over x, y over d.
             cuda::add_rmsnorm<T>(nullptr, N, C, eps, in_place.data(), d_in_place.data(), gw.data(), in_place.data(),
-                                 d_in_place.data(), gsum_r.data());
+                                 d_in_place.data(), C, gsum_r.data());
             check_bits(in_place, stored<T>(sum));
             check_bits(d_in_place, gsum_y.values());
         });
     }
+}
+
+// The rows of `apart`, ld elements apart, are those of `close`; what lies between them is still `before`.
+template <class T>
+void check_rows_apart(simt::Guarded<T>& apart, int ld, const std::vector<T>& close, int C, T before) {
+    bool same = true, untouched = true;
+    for (size_t i = 0; i < apart.values().size(); ++i) {
+        const size_t n = i / static_cast<size_t>(ld), c = i % static_cast<size_t>(ld);
+        const T& expected = c < static_cast<size_t>(C) ? close[n * static_cast<size_t>(C) + c] : before;
+        (c < static_cast<size_t>(C) ? same : untouched) &= std::memcmp(&apart.values()[i], &expected, sizeof(T)) == 0;
+    }
+    CHECK(same);
+    CHECK(untouched);
+    CHECK(apart.intact());
+}
+
+TEST_CASE_TEMPLATE("norms whose rows lie further apart: the same bits, and nothing between them", T, float, bf16) {
+    for (const auto& [N, C] : kShapes) {
+        CAPTURE(C);
+        const int ld = C + 48;
+        const size_t n = static_cast<size_t>(N) * C, far = static_cast<size_t>(N) * ld;
+        const simt::Guarded<T> x(stored<T>(random_values(n, 1))), d(stored<T>(random_values(n, 2)));
+        const simt::Guarded<float> w(stored<float>(random_values(C, 3)));
+        const T before = stored<T>(std::vector<double>{7})[0];
+        under_every_schedule([&, N = N, C = C] {
+            simt::Guarded<T> close(n), apart(std::vector<T>(far, before)), x2(n), low(n);
+            simt::Guarded<float> r(N);
+            const auto refill = [&] { std::fill_n(apart.data(), far, before); };
+            cuda::rmsnorm<T>(nullptr, N, C, 1e-5, x.data(), w.data(), close.data(), C, r.data());
+            cuda::rmsnorm<T>(nullptr, N, C, 1e-5, x.data(), w.data(), apart.data(), ld, r.data());
+            check_rows_apart(apart, ld, close.values(), C, before);
+            refill();
+            cuda::normalize<T>(nullptr, N, C, x.data(), w.data(), r.data(), close.data(), C);
+            cuda::normalize<T>(nullptr, N, C, x.data(), w.data(), r.data(), apart.data(), ld);
+            check_rows_apart(apart, ld, close.values(), C, before);
+            T* const lows[] = {nullptr, sizeof(T) == 2 ? low.data() : nullptr};
+            for (T* x2_low : lows) {
+                refill();
+                cuda::add_rmsnorm<T>(nullptr, N, C, 1e-5, x.data(), d.data(), w.data(), x2.data(), close.data(), C,
+                                     r.data(), nullptr, x2_low);
+                cuda::add_rmsnorm<T>(nullptr, N, C, 1e-5, x.data(), d.data(), w.data(), x2.data(), apart.data(), ld,
+                                     r.data(), nullptr, x2_low);
+                check_rows_apart(apart, ld, close.values(), C, before);
+            }
+            refill();
+            for (const bool accumulate : {false, true}) {
+                cuda::rmsnorm_backward<T>(nullptr, N, C, d.data(), x.data(), w.data(), r.data(), close.data(), C,
+                                          accumulate);
+                cuda::rmsnorm_backward<T>(nullptr, N, C, d.data(), x.data(), w.data(), r.data(), apart.data(), ld,
+                                          accumulate);
+            }
+            check_rows_apart(apart, ld, close.values(), C, before);
+        });
+    }
+}
+
+TEST_CASE_TEMPLATE("borders: rows, lists of blocks and casts, and nothing beside them", T, float, bf16) {
+    const int rows = 37, cols = 24, ld_from = 40, ld_to = 32;
+    const auto values = rounded<T>(random_values(static_cast<size_t>(rows) * ld_from, 1));
+    const simt::Guarded<T> from(stored<T>(values));
+    const T before = stored<T>(std::vector<double>{7})[0];
+    std::vector<T> close;
+    for (int r = 0; r < rows; ++r) close.insert(close.end(), from.data() + r * ld_from, from.data() + r * ld_from + cols);
+    under_every_schedule([&] {
+        simt::Guarded<T> to(std::vector<T>(static_cast<size_t>(rows) * ld_to, before));
+        cuda::copy_rows<T>(nullptr, rows, cols, from.data(), ld_from, to.data(), ld_to);
+        check_rows_apart(to, ld_to, close, cols, before);
+
+        // B (30, 8) from 16 on goes to columns 24.. of rows 2.., A (3, 24) from 256 on to the rows behind.
+        simt::Guarded<T> matrix(std::vector<T>(static_cast<size_t>(rows) * ld_to, before));
+        const simt::Guarded<Border<T>> list(std::vector<Border<T>>{
+            {16, matrix.data() + 2 * ld_to + 24, 30, 8, ld_to, 0}, {256, matrix.data() + 33 * ld_to, 3, 24, ld_to, 0}});
+        std::vector<T> expected(matrix.values());
+        for (int r = 0; r < 30; ++r) std::copy_n(from.data() + 16 + r * 8, 8, &expected[(2 + r) * ld_to + 24]);
+        for (int r = 0; r < 3; ++r) std::copy_n(from.data() + 256 + r * 24, 24, &expected[(33 + r) * ld_to]);
+        cuda::copy_borders<T>(nullptr, 2, list.data(), from.data());
+        check_bits(matrix, expected);
+
+        const auto numbers = rounded<float>(random_values(static_cast<size_t>(rows) * cols, 2));
+        const simt::Guarded<float> full(stored<float>(numbers));
+        simt::Guarded<T> cast(std::vector<T>(static_cast<size_t>(rows) * ld_to, before));
+        cuda::cast_rows<T>(nullptr, rows, cols, full.data(), cast.data(), ld_to);
+        check_rows_apart(cast, ld_to, stored<T>(numbers), cols, before);
+    });
 }
 
 TEST_CASE("add_rmsnorm with low parts: bf16 that keeps 16 bits of the sum") {
@@ -127,11 +212,11 @@ TEST_CASE("add_rmsnorm with low parts: bf16 that keeps 16 bits of the sum") {
         for (const bool first : {true, false}) {  // the first addition has no low part to add
             std::vector<double> sum(n), y(n), r(N);
             for (size_t i = 0; i < n; ++i) sum[i] = x[i] + (first ? 0 : x_low[i]) + d[i];
-            Reference<double>().rmsnorm(N, C, 1e-5, sum.data(), w.data(), y.data(), r.data());
+            Reference<double>().rmsnorm(N, C, 1e-5, sum.data(), w.data(), y.data(), C, r.data());
             under_every_schedule([&, N = N, C = C] {
                 simt::Guarded<bf16> x2(n), x2_low(n), gy(n);
                 simt::Guarded<float> gr(N);
-                cuda::add_rmsnorm<bf16>(nullptr, N, C, 1e-5, gx.data(), gd.data(), gw.data(), x2.data(), gy.data(),
+                cuda::add_rmsnorm<bf16>(nullptr, N, C, 1e-5, gx.data(), gd.data(), gw.data(), x2.data(), gy.data(), C,
                                         gr.data(), first ? nullptr : gx_low.data(), x2_low.data());
                 std::vector<double> both = widened(x2.values());
                 CHECK(worst(both, sum) > 1.0 / 65536);  // control: x2 alone does not keep them
@@ -146,7 +231,7 @@ TEST_CASE("add_rmsnorm with low parts: bf16 that keeps 16 bits of the sum") {
                 simt::Guarded<bf16> in_place(stored<bf16>(x)), low_in_place(stored<bf16>(x_low)),
                     d_in_place(stored<bf16>(d));
                 cuda::add_rmsnorm<bf16>(nullptr, N, C, 1e-5, in_place.data(), d_in_place.data(), gw.data(),
-                                        in_place.data(), d_in_place.data(), gr.data(), low_in_place.data(),
+                                        in_place.data(), d_in_place.data(), C, gr.data(), low_in_place.data(),
                                         low_in_place.data());
                 check_bits(in_place, x2.values());
                 check_bits(low_in_place, x2_low.values());
@@ -191,14 +276,19 @@ TEST_CASE_TEMPLATE("swiglu and its backward, in place", T, float, bf16) {
         const auto gu = rounded<T>(random_values(2 * n, 1, 8)), dh = rounded<T>(random_values(n, 2));
         std::vector<double> h(n), dgu = gu;
         reference.swiglu(N, I, gu.data(), h.data());
-        reference.swiglu_backward(N, I, dh.data(), dgu.data());
+        reference.swiglu_backward(N, I, dh.data(), dgu.data(), nullptr);
         const simt::Guarded<T> in(stored<T>(gu)), gdh(stored<T>(dh));
         under_every_schedule([&] {
             simt::Guarded<T> gh(n), gdgu(stored<T>(gu));
             cuda::swiglu<T>(nullptr, N, I, in.data(), gh.data());
             check_elements(gh, h);
-            cuda::swiglu_backward<T>(nullptr, N, I, gdh.data(), gdgu.data());
+            cuda::swiglu_backward<T>(nullptr, N, I, gdh.data(), gdgu.data(), nullptr);
             check_elements(gdgu, dgu);
+            // As the transformer calls it: h over dh.
+            simt::Guarded<T> again(stored<T>(gu)), h_over_dh(stored<T>(dh));
+            cuda::swiglu_backward<T>(nullptr, N, I, h_over_dh.data(), again.data(), h_over_dh.data());
+            check_bits(again, gdgu.values());
+            check_elements(h_over_dh, h);
         });
     }
 }

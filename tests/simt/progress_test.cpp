@@ -43,7 +43,7 @@ void check_norm(int N, int C) {
     std::vector<double> sum(n), y(n), r(N);
     for (size_t i = 0; i < n; ++i) sum[i] = x[i] + d[i];
     sum = rounded<bf16>(sum);
-    Reference<double>().rmsnorm(N, C, 1e-5, sum.data(), w.data(), y.data(), r.data());
+    Reference<double>().rmsnorm(N, C, 1e-5, sum.data(), w.data(), y.data(), C, r.data());
     simt::Guarded<bf16> gx(stored<bf16>(x)), gd(stored<bf16>(d));
     simt::Guarded<float> gw(stored<float>(w));
     for (const auto& version : progress::add_rmsnorm_versions()) {

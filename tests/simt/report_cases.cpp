@@ -126,24 +126,24 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
     });
     add("rmsnorm", Phase::kTrain, {{N * C * E + C * 4, N * C * E + N * 4, 4 * N * C, 1}}, [=](Memory& m) {
         rmsnorm<bf16>(nullptr, kTokens, s.C, 1e-5, m.take<bf16>(int64_t{kTokens} * s.C), m.take<float>(s.C),
-                      m.take<bf16>(int64_t{kTokens} * s.C), m.take<float>(kTokens));
+                      m.take<bf16>(int64_t{kTokens} * s.C), s.C, m.take<float>(kTokens));
     });
     add("add_rmsnorm", Phase::kTrain, {{3 * N * C * E + C * 4, 3 * N * C * E + N * 4, 7 * N * C, 2 * L}},
         [=](Memory& m) {
             const auto rows = [&] { return m.take<bf16>(int64_t{kTokens} * s.C); };
             bf16* low = rows();
-            add_rmsnorm<bf16>(nullptr, kTokens, s.C, 1e-5, rows(), rows(), m.take<float>(s.C), rows(), rows(),
+            add_rmsnorm<bf16>(nullptr, kTokens, s.C, 1e-5, rows(), rows(), m.take<float>(s.C), rows(), rows(), s.C,
                               m.take<float>(kTokens), low, low);
         });
     add("normalize", Phase::kTrain, {{N * C * E + C * 4 + N * 4, N * C * E, 2 * N * C, 2 * L}}, [=](Memory& m) {
         normalize<bf16>(nullptr, kTokens, s.C, m.take<bf16>(int64_t{kTokens} * s.C), m.take<float>(s.C),
-                        m.take<float>(kTokens), m.take<bf16>(int64_t{kTokens} * s.C));
+                        m.take<float>(kTokens), m.take<bf16>(int64_t{kTokens} * s.C), s.C);
     });
     add("rmsnorm_backward", Phase::kTrain, {{3 * N * C * E + C * 4 + N * 4, N * C * E, 8 * N * C, 2 * L}},
         [=](Memory& m) {
             const auto rows = [&] { return m.take<bf16>(int64_t{kTokens} * s.C); };
             rmsnorm_backward<bf16>(nullptr, kTokens, s.C, rows(), rows(), m.take<float>(s.C), m.take<float>(kTokens),
-                                   rows(), true);
+                                   rows(), s.C, true);
         });
     const double turned = N * (s.H + s.KV) * 64;
     add("rope", Phase::kTrain, {{turned * E + N * 4 + 2 * kPart * 64 * 4, turned * E, 3 * turned, 2 * L}},
@@ -156,9 +156,15 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
         swiglu<bf16>(nullptr, kTokens, s.I, m.take<bf16>(int64_t{kTokens} * 2 * s.I),
                      m.take<bf16>(int64_t{kTokens} * s.I));
     });
-    add("swiglu_backward", Phase::kTrain, {{3 * N * I * E, 2 * N * I * E, 10 * N * I, L}}, [=](Memory& m) {
-        swiglu_backward<bf16>(nullptr, kTokens, s.I, m.take<bf16>(int64_t{kTokens} * s.I),
-                              m.take<bf16>(int64_t{kTokens} * 2 * s.I));
+    add("swiglu_backward", Phase::kTrain, {{3 * N * I * E, 3 * N * I * E, 12 * N * I, L}}, [=](Memory& m) {
+        bf16* dh = m.take<bf16>(int64_t{kTokens} * s.I);
+        swiglu_backward<bf16>(nullptr, kTokens, s.I, dh, m.take<bf16>(int64_t{kTokens} * 2 * s.I), dh);
+    });
+    // x A^T of q|k|v and of gate|up behind x: two linears of four.
+    const double thin = N * 3 * 16;
+    add("copy_rows", Phase::kTrain, {{thin * E, thin * E, 0, 2 * L}}, [=](Memory& m) {
+        copy_rows<bf16>(nullptr, kTokens, 48, m.take<bf16>(int64_t{kTokens} * 48), 48,
+                        m.take<bf16>(int64_t{kTokens} * (s.C + 48)) + s.C, s.C + 48);
     });
     add("dropout", Phase::kTrain, {{N * C * E + N * 8, N * C * E, N * C, 0}}, [=](Memory& m) {
         const HostBatch b = host_batch();
