@@ -224,11 +224,18 @@ def kernels(c):
     return re.sub(r"\s+", " ", next(l for l in text.splitlines() if "test cases" in l)).strip("[] ")
 
 
+def operation_rows(report):
+    return [(f"{o['operation']} {o['name']}", f"{o['seconds'] * 1e6:.1f}", f"{o['bytes'] / o['seconds'] / 1e9:.0f}",
+             f"{o['flops'] / o['seconds'] / 1e12:.1f}", f"{100 * o['share']:.0f}", o["bound"])
+            for o in report["operations"]]
+
+
 def progress(c):
     r = json.loads(c.orpo("bench", "progress", "--json", "--device", "cuda", "--model", c.shape("135M"), "--pairs",
                           2 if c.args.rehearse else 4, *c.lengths(256, 256), *c.ceilings()))
     for row in r["operations"]:
         expect(row["sound"] is True, f"{row['operation']} {row['name']}: error {row['error']}")
+    c.tables[f"Kernels' versions (kernels/progress/), 135M, {r['tokens']} tokens"] = operation_rows(r)
     best = {row["operation"]: f"{row['operation']} {100 * row['share']:.0f} %" for row in r["operations"]}
     return f"{len(r['operations'])} versions agree with the reference; the last ones: {', '.join(best.values())}"
 
@@ -284,9 +291,7 @@ def kernel_table(c, shape):
                           9 if c.args.rehearse else 512))
     c.facts.append(f"{shape}: copy {r['copy_bytes_per_second'] / 1e9:.0f} GB/s, product "
                    f"{r['gemm_ceiling_flops'] / 1e12:.1f} TF/s")
-    c.tables[f"Kernels of the {shape}, {r['tokens']} tokens"] = [
-        (f"{o['operation']} {o['name']}", f"{o['seconds'] * 1e6:.1f}", f"{o['bytes'] / o['seconds'] / 1e9:.0f}",
-         f"{o['flops'] / o['seconds'] / 1e12:.1f}", f"{100 * o['share']:.0f}", o["bound"]) for o in r["operations"]]
+    c.tables[f"Kernels of the {shape}, {r['tokens']} tokens"] = operation_rows(r)
     attention = next(o for o in r["operations"] if o["operation"] == "attention")
     return f"{len(r['operations'])} operations; attention {100 * attention['share']:.0f} % of the product ceiling"
 
