@@ -255,6 +255,16 @@ def bits(c):
     return expect(first[3] == second[3] and first[0] == second[0], f"adapter of 3 steps, {len(first[3])} bytes, twice")
 
 
+def tuned(c):
+    """--tune chooses other algorithms for the same products."""
+    want, got = c.train("untuned", "cuda", "bf16", 2), c.train("tuned", "cuda", "bf16", 2, "--tune")
+    with open(os.path.join(c.work, "tuned/tuning.json")) as f:
+        products = len(json.load(f)["products"])
+    off = max(abs(a / b - 1) for a, b in zip(got[0], want[0]))
+    text = f"{products} products chosen, loss off by {off:.1e}, gradient cosine {cosine(got[2], want[2]):.6f}"
+    return expect(off <= 5e-3 and cosine(got[2], want[2]) >= 0.995, text)
+
+
 def sanitizer(c, tool):
     text = c.run([c.tool("compute-sanitizer"), "--tool", tool, "--error-exitcode", "3", c.program("orpo"), "profile",
                   "--model", c.model("tiny"), "--device", "cuda", "--prompt-tokens", "70", "--response-tokens", "40"], 120, (0, 3))
@@ -331,6 +341,7 @@ def steps(c):
     yield "parity fp32", lambda: parity(c, "fp32")
     yield "parity bf16", lambda: parity(c, "bf16")
     yield "same bits twice", lambda: bits(c)
+    yield "--tune", lambda: tuned(c)
     yield "memcheck", lambda: sanitizer(c, "memcheck")
     yield "racecheck", lambda: sanitizer(c, "racecheck")
     yield "train 135M, 4 pairs 256/256", lambda: train_rate(c, "135M", 4, 256, 256)[1]
