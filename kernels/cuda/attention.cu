@@ -18,32 +18,29 @@ struct KeyRange {
     int first, count;  // rows of keys in this tile
     bool causal;       // row i sees only keys <= i
 };
-__device__ __forceinline__ int prefix_tiles(const QueryTile& q) { return (q.prefix1 - q.prefix0 + kTile - 1) / kTile; }
-__device__ __forceinline__ int own_tiles(const QueryTile& q) { return (q.q1 - q.own0 + kTile - 1) / kTile; }
 __device__ __forceinline__ KeyRange key_range(const QueryTile& q, int j) {
-    const int prefix = prefix_tiles(q);
-    if (j < prefix) {
-        const int first = q.prefix0 + j * kTile, left = q.prefix1 - first;
-        return {first, left < kTile ? left : kTile, false};
-    }
-    const int first = q.own0 + (j - prefix) * kTile, left = q.q1 - first;
-    return {first, left < kTile ? left : kTile, true};
+    const int prefix = tiles_of(q.prefix1 - q.prefix0);
+    const bool own = j >= prefix;
+    const int first = own ? q.own0 + (j - prefix) * kTile : q.prefix0 + j * kTile;
+    const int left = (own ? q.q1 : q.prefix1) - first;
+    return {first, left < kTile ? left : kTile, own};
 }
 
-__global__ void __launch_bounds__(32 * kWarps)
+// q passes through the second buffer of k on its way into registers.
+struct Shared {
+    Tile k[2], v[2];
+};
+__global__ void __launch_bounds__(32 * kWarps, 3)
     attention_kernel(int H, int KV, const QueryTile* tiles, const bf16* qkv, bf16* o, float* lse) {
-    struct Shared {
-        Tile q, k[2], v[2];
-    };
     Shared& s = shared_memory<Shared>();
-    const QueryTile tile = tiles[blockIdx.x];
+    const QueryTile tile = tiles[blockIdx.y];
     if (tile.q0 >= tile.q1) return;  // padding of the tile list: the whole block leaves
-    const int head = static_cast<int>(blockIdx.y), kv_head = head / (H / KV), width = (H + 2 * KV) * 64;
+    const int head = static_cast<int>(blockIdx.x), kv_head = head / (H / KV), width = (H + 2 * KV) * 64;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const bf16 *q = qkv + head * 64, *k = qkv + (H + kv_head) * 64, *v = qkv + (H + KV + kv_head) * 64;
-    const int count = tile.q1 - tile.q0, steps = prefix_tiles(tile) + own_tiles(tile);
+    const int count = tile.q1 - tile.q0, steps = tiles_of(tile.prefix1 - tile.prefix0) + tiles_of(tile.q1 - tile.own0);
 
-    load_tile_async(s.q, q, width, tile.q0, count);
+    load_tile_async(s.k[1], q, width, tile.q0, count);
     KeyRange range = key_range(tile, 0);
     load_tile_async(s.k[0], k, width, range.first, range.count);
     load_tile_async(s.v[0], v, width, range.first, range.count);
@@ -57,42 +54,62 @@ __global__ void __launch_bounds__(32 * kWarps)
         const KeyRange current = range;
         cp_async_wait<0>();
         __syncthreads();  // tile j is there for everybody, and everybody is done with tile j - 1
-        if (j == 0) load_a(a, s.q, warp, lane);
+        if (j == 0) {
+            load_a(a, s.k[1], warp, lane);
+            __syncthreads();  // everybody has q: the buffer is free
+        }
         if (j + 1 < steps) {
             range = key_range(tile, j + 1);
             load_tile_async(s.k[1 - now], k, width, range.first, range.count);
             load_tile_async(s.v[1 - now], v, width, range.first, range.count);
             cp_async_commit();
         }
+        if (warp * 16 >= count) continue;  // no rows for this warp
         float c[8][4] = {};
         multiply_nt(c, a, s.k[now], lane);
-        // c <- scores in powers of two, masked where a row must not look.
-        float high[2] = {top[0], top[1]};
+        // Most tiles are seen whole. Of the others, a row sees keys < limit.
+        if (current.count < kTile || (current.causal && current.first + kTile > tile.q0)) {
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
+            for (int half = 0; half < 2; ++half) {
+                const int behind = current.causal ? row0 + half * 8 + 1 - current.first : kTile;
+                const int limit = (behind < current.count ? behind : current.count) - 2 * (lane % 4);
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int key = n * 8 + 2 * (lane % 4) + e % 2, row = row0 + e / 2 * 8;
-                const bool sees = key < current.count && (!current.causal || current.first + key <= row);
-                c[n][e] = sees ? c[n][e] * (kScale * kLog2e) : kMasked;
-                high[e / 2] = fmaxf(high[e / 2], c[n][e]);
+                for (int n = 0; n < 8; ++n)
+#pragma unroll
+                    for (int e = 0; e < 2; ++e)
+                        if (n * 8 + e >= limit) c[n][2 * half + e] = kMasked;
             }
+        }
+        // The softmax of the rows so far is relative to `top`. It need not be their maximum, only near enough for sums
+        // of exp(score - top) to stay in range: it moves, and what was summed is scaled, where a score is kRoom above.
+        float high[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            high[half] = row_max(high[half]);
-            const float shrink = fast_exp2(top[half] - high[half]);
-            top[half] = high[half];
-            float part = 0;
+            high[half] = c[0][2 * half];
 #pragma unroll
-            for (int n = 0; n < 8; ++n) {
+            for (int n = 0; n < 8; ++n) high[half] = fmaxf(high[half], fmaxf(c[n][2 * half], c[n][2 * half + 1]));
+        }
+        if (__ballot_sync(0xffffffffu, high[0] > top[0] + kRoom || high[1] > top[1] + kRoom) != 0) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float before = top[half];
+                top[half] = row_max(fmaxf(before, high[half]));
+                const float shrink = fast_exp2((before - top[half]) * kPowersOf2);
+                sum[half] *= shrink;
+#pragma unroll
+                for (int n = 0; n < 8; ++n) out[n][2 * half] *= shrink, out[n][2 * half + 1] *= shrink;
+            }
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float shift = top[half] * kPowersOf2;
+#pragma unroll
+            for (int n = 0; n < 8; ++n)
 #pragma unroll
                 for (int e = 2 * half; e < 2 * half + 2; ++e) {
-                    c[n][e] = c[n][e] == kMasked ? 0.0f : fast_exp2(c[n][e] - top[half]);
-                    part += c[n][e];
-                    out[n][e] *= shrink;
+                    c[n][e] = fast_exp2(c[n][e] * kPowersOf2 - shift);
+                    sum[half] += c[n][e];
                 }
-            }
-            sum[half] = sum[half] * shrink + part;
         }
         uint4 p[4];
         to_a(p, c);
@@ -100,14 +117,14 @@ __global__ void __launch_bounds__(32 * kWarps)
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const float total = row_sum(sum[half]), inverse = total > 0 ? 1.0f / total : 0.0f;
+        const float total = row_sum(sum[half]), inverse = __fdividef(1.0f, total);
 #pragma unroll
         for (int n = 0; n < 8; ++n) out[n][2 * half] *= inverse, out[n][2 * half + 1] *= inverse;
         const int row = row0 + half * 8;
-        if (row < tile.q1 && lane % 4 == 0) lse[int64_t{row} * H + head] = top[half] / kLog2e + logf(total);
+        if (row < tile.q1 && lane % 4 == 0) lse[int64_t{row} * H + head] = top[half] * kScale + logf(total);
     }
-    store_rows(out, s.q, warp, o + (int64_t{tile.q0} + warp * 16) * H * 64 + head * 64, H * 64, count - warp * 16,
-               lane);
+    store_rows(out, s.k[steps % 2], warp, o + (int64_t{tile.q0} + warp * 16) * H * 64 + head * 64, H * 64,
+               count - warp * 16, lane);
 }
 
 // One warp a (row, head); a lane owns channels lane and lane + 32.
@@ -143,9 +160,9 @@ __global__ void attention_fp32_kernel(int H, int KV, const QueryTile* tiles, con
 
 template <>
 void attention(Stream stream, int tiles, Heads heads, const QueryTile* tile, const bf16* qkv, bf16* o, float* lse) {
-    constexpr int kBytes = 5 * sizeof(Tile);
+    constexpr int kBytes = sizeof(Shared);
     ALLOW_SHARED(attention_kernel, kBytes);
-    LAUNCH(attention_kernel, dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(heads.H)), dim3(32 * kWarps),
+    LAUNCH(attention_kernel, dim3(static_cast<unsigned>(heads.H), static_cast<unsigned>(tiles)), dim3(32 * kWarps),
            kBytes, stream, heads.H, heads.KV, tile, qkv, o, lse);
 }
 template <>

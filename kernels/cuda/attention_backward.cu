@@ -1,7 +1,7 @@
 // Flash attention, backward. With P = exp(q k^T / 8 - lse) made again from q, k and lse:
 //   delta = rowsum(d_o o);  dV = P^T d_o;  dS = P (d_o v^T - delta) / 8;  dQ = dS k;  dK = dS^T q
-// qkv, dqkv (N, (H + 2 KV) 64), o, d_o (N, H 64), lse (N, H) fp32. stats (H, N, {lse, delta}) fp32 is scratch: laid out
-// for the blocks below, which want 64 rows of one head.
+// qkv, dqkv (N, (H + 2 KV) 64), o, d_o (N, H 64), lse (N, H) fp32. stats (H, N, {lse log2(e), delta}) fp32 is scratch:
+// laid out for the blocks below, which want 64 rows of one head.
 // FLOPs: 14 * 64 * H * ctx (seven products: scores and d_o v^T are made twice, once per kernel below, so that every
 // output has one owner and no atomics are needed: the same bits in every run).
 //
@@ -36,31 +36,32 @@ __global__ void delta_kernel(int N, int H, const T* o, const T* d_o, const float
     }
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (n < N && lane % kLanes == 0) stats[int64_t{head} * N + n] = make_float2(lse[int64_t{n} * H + head], sum);
+    if (n < N && lane % kLanes == 0) stats[int64_t{head} * N + n] = make_float2(lse[int64_t{n} * H + head] * kLog2e, sum);
 }
 
-// Rows i of queries see a key range: which part of it.
+// 64 rows of the other side, and whether only some pairs of rows see each other.
 struct Range {
     int first, count;
     bool causal;
 };
+// The scores of a tile are made and used 16 columns at a time: fewer registers, more warps on a multiprocessor.
+constexpr int kChunk = 16;
 
-// q and d_o pass through the second buffers of k and v on their way into registers: with four tiles instead of six, two
-// blocks fit where a multiprocessor has 100 KiB.
+// q and d_o pass through the second buffers of k and v on their way into registers.
 struct QueryShared {
     Tile k[2], v[2];
 };
-__global__ void __launch_bounds__(32 * kWarps) dq_kernel(int N, int H, int KV, const QueryTile* tiles, const bf16* qkv,
-                                                         const bf16* d_o, const float2* stats, bf16* dqkv) {
+__global__ void __launch_bounds__(32 * kWarps, 4)
+    dq_kernel(int N, int H, int KV, const QueryTile* tiles, const bf16* qkv, const bf16* d_o, const float2* stats,
+              bf16* dqkv) {
     QueryShared& s = shared_memory<QueryShared>();
-    const QueryTile tile = tiles[blockIdx.x];
+    const QueryTile tile = tiles[blockIdx.y];
     if (tile.q0 >= tile.q1) return;
-    const int head = static_cast<int>(blockIdx.y), kv_head = head / (H / KV), width = (H + 2 * KV) * 64;
+    const int head = static_cast<int>(blockIdx.x), kv_head = head / (H / KV), width = (H + 2 * KV) * 64;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const bf16 *k = qkv + (H + kv_head) * 64, *v = qkv + (H + KV + kv_head) * 64;
-    const int count = tile.q1 - tile.q0;
-    const int prefix = (tile.prefix1 - tile.prefix0 + kTile - 1) / kTile;
-    const int steps = prefix + (tile.q1 - tile.own0 + kTile - 1) / kTile;
+    const int count = tile.q1 - tile.q0, prefix = tiles_of(tile.prefix1 - tile.prefix0);
+    const int steps = prefix + tiles_of(tile.q1 - tile.own0);
     const auto range_of = [&](int j) {
         const int first = j < prefix ? tile.prefix0 + j * kTile : tile.own0 + (j - prefix) * kTile;
         const int left = (j < prefix ? tile.prefix1 : tile.q1) - first;
@@ -74,13 +75,13 @@ __global__ void __launch_bounds__(32 * kWarps) dq_kernel(int N, int H, int KV, c
     load_tile_async(s.v[0], v, width, range.first, range.count);
     cp_async_commit();
 
-    const int row0 = tile.q0 + warp * 16 + lane / 4;
+    const int warp0 = tile.q0 + warp * 16, row0 = warp0 + lane / 4;  // this lane's rows: row0 and row0 + 8
     float row_lse[2], row_delta[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = row0 + half * 8;
         const float2 stat = row < tile.q1 ? stats[int64_t{head} * N + row] : make_float2(0, 0);
-        row_lse[half] = stat.x * kLog2e;
+        row_lse[half] = stat.x;
         row_delta[half] = stat.y;
     }
     uint4 a_q[4], a_do[4];
@@ -100,102 +101,160 @@ __global__ void __launch_bounds__(32 * kWarps) dq_kernel(int N, int H, int KV, c
             load_tile_async(s.v[1 - now], v, width, range.first, range.count);
             cp_async_commit();
         }
-        float p[8][4] = {}, dp[8][4] = {};
-        multiply_nt(p, a_q, s.k[now], lane);
-        multiply_nt(dp, a_do, s.v[now], lane);
+        if (warp * 16 >= count) continue;  // no rows for this warp
+        // This warp's last row sees keys < end, its first row keys < seen_by_all.
+        const int behind = current.causal ? warp0 + 1 - current.first : kTile;
+        const int end = behind + 15 < current.count ? behind + 15 : current.count;
+        const int seen_by_all = behind < current.count ? behind : current.count;
+        for (int key = 0; key < end; key += kChunk) {
+            float p[2][4] = {}, dp[2][4] = {};
+            multiply_nt_16(p, a_q, s.k[now], key, lane);
+            multiply_nt_16(dp, a_do, s.v[now], key, lane);
+            if (key + kChunk > seen_by_all) {
 #pragma unroll
-        for (int n = 0; n < 8; ++n)
+                for (int half = 0; half < 2; ++half) {
+                    const int mine = current.causal ? row0 + half * 8 + 1 - current.first : kTile;
+                    const int limit = (mine < current.count ? mine : current.count) - key - 2 * (lane % 4);
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int key = n * 8 + 2 * (lane % 4) + e % 2, row = row0 + e / 2 * 8;
-                const bool sees =
-                    key < current.count && row < tile.q1 && (!current.causal || current.first + key <= row);
-                const float weight = sees ? fast_exp2(p[n][e] * (kScale * kLog2e) - row_lse[e / 2]) : 0.0f;
-                p[n][e] = weight * (dp[n][e] - row_delta[e / 2]) * kScale;  // dS
+                    for (int n = 0; n < 2; ++n)
+#pragma unroll
+                        for (int e = 0; e < 2; ++e)
+                            if (n * 8 + e >= limit) p[n][2 * half + e] = kMasked;
+                }
             }
-        uint4 ds[4];
-        to_a(ds, p);
-        multiply_nn(dq, ds, s.k[now], lane);
+#pragma unroll
+            for (int n = 0; n < 2; ++n)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)  // p <- 8 dS
+                    p[n][e] = fast_exp2(p[n][e] * kPowersOf2 - row_lse[e / 2]) * (dp[n][e] - row_delta[e / 2]);
+            multiply_nn_16(dq, to_a(p[0], p[1]), s.k[now], key, lane);
+        }
     }
+    scale(dq, kScale);
     store_rows(dq, s.k[steps % 2], warp, dqkv + (int64_t{tile.q0} + warp * 16) * width + head * 64, width,
                count - warp * 16, lane);
 }
 
-struct KeyShared {  // k and v pass through the second buffers
-    Tile q[2], d_o[2];
-    float2 stats[2][kTile];
-};
-__global__ void __launch_bounds__(32 * kWarps) dkv_kernel(int N, int H, int KV, const KeyTile* tiles, const bf16* qkv,
-                                                          const bf16* d_o, const float2* stats, bf16* dqkv) {
-    KeyShared& s = shared_memory<KeyShared>();
-    const KeyTile tile = tiles[blockIdx.x];
-    if (tile.k0 >= tile.k1) return;
-    const int kv_head = static_cast<int>(blockIdx.y), group = H / KV, width = (H + 2 * KV) * 64;
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int count = tile.k1 - tile.k0;
-    const int own = (tile.own1 - tile.k0 + kTile - 1) / kTile;
-    const int extra = (tile.extra1 - tile.extra0 + kTile - 1) / kTile;
-    const int steps = (own + extra) * group;
-    // Step j: query head j % group of the j / group-th query tile.
-    const auto range_of = [&](int j) {
-        const int i = j / group, first = i < own ? tile.k0 + i * kTile : tile.extra0 + (i - own) * kTile;
-        const int left = (i < own ? tile.own1 : tile.extra1) - first;
-        return Range{first, left < kTile ? left : kTile, i < own};
+// A block is one team of four warps, or two where query heads share their keys: step j is team j % kTeams's, and their
+// sums are added in the end. k and v pass through the first team's second buffers.
+template <int kTeams>
+struct KeyShared {
+    union {
+        struct {
+            Tile q[2][kTeams], d_o[2][kTeams];
+        };
+        float sums[2 * 8 * 4][32 * kWarps];  // dk and dv of the second team: every lane its own column
     };
-    const auto load = [&](int j, int to) {
-        const Range range = range_of(j);
-        const int head = kv_head * group + j % group, t = static_cast<int>(threadIdx.x);
-        load_tile_async(s.q[to], qkv + head * 64, width, range.first, range.count);
-        load_tile_async(s.d_o[to], d_o + head * 64, H * 64, range.first, range.count);
-        if (t < kTile) {
-            const bool valid = t < range.count;
-            cp_async_8(&s.stats[to][t], stats + int64_t{head} * N + range.first + (valid ? t : 0), valid);
+    float2 stats[2][kTeams][kTile];
+};
+template <int kTeams>
+__global__ void __launch_bounds__(32 * kWarps * kTeams, kTeams == 1 ? 3 : 1)
+    dkv_kernel(int N, int H, int KV, const KeyTile* tiles, const bf16* qkv, const bf16* d_o, const float2* stats,
+               bf16* dqkv) {
+    KeyShared<kTeams>& s = shared_memory<KeyShared<kTeams>>();
+    const KeyTile tile = tiles[blockIdx.y];
+    if (tile.k0 >= tile.k1) return;
+    const int kv_head = static_cast<int>(blockIdx.x), group = H / KV, width = (H + 2 * KV) * 64;
+    const int team = static_cast<int>(threadIdx.x) / (32 * kWarps), t = static_cast<int>(threadIdx.x) % (32 * kWarps);
+    const int warp = t / 32, lane = t % 32;
+    const int count = tile.k1 - tile.k0;
+    const int own = tiles_of(tile.own1 - tile.k0), all = own + tiles_of(tile.extra1 - tile.extra0);
+    // Step j: query head j % group of the j / group-th query tile.
+    struct Step {
+        int i, head;
+    };
+    const auto after = [&](Step step) {
+        for (step.head += kTeams; step.head >= group; step.head -= group) ++step.i;
+        return step;
+    };
+    const auto range_of = [&](Step step) {
+        const int i = step.i, first = i < own ? tile.k0 + i * kTile : tile.extra0 + (i - own) * kTile;
+        const int left = (i < own ? tile.own1 : tile.extra1) - first;
+        return Range{first, left < kTile ? left : kTile, i == 0};  // only the tile of the keys themselves is cut
+    };
+    const auto load = [&](Step step, int to) {
+        if (step.i < all) {
+            const Range range = range_of(step);
+            const int head = kv_head * group + step.head;
+            load_tile_async(s.q[to][team], qkv + head * 64, width, range.first, range.count);
+            load_tile_async(s.d_o[to][team], d_o + head * 64, H * 64, range.first, range.count);
+            if (t < kTile)
+                cp_async_8(&s.stats[to][team][t], stats + int64_t{head} * N + range.first + t, t < range.count);
         }
         cp_async_commit();
     };
 
-    load_tile_async(s.q[1], qkv + (H + kv_head) * 64, width, tile.k0, count);
-    load_tile_async(s.d_o[1], qkv + (H + KV + kv_head) * 64, width, tile.k0, count);
-    load(0, 0);
+    if (team == 0) {
+        load_tile_async(s.q[1][0], qkv + (H + kv_head) * 64, width, tile.k0, count);
+        load_tile_async(s.d_o[1][0], qkv + (H + KV + kv_head) * 64, width, tile.k0, count);
+    }
+    Step step = {team / group, team % group};
+    load(step, 0);
 
     // All products are transposed: rows are keys, columns are queries.
-    const int key0 = tile.k0 + warp * 16 + lane / 4;
+    const int rounds = (all * group + kTeams - 1) / kTeams;
     uint4 a_k[4], a_v[4];
     float dk[8][4] = {}, dv[8][4] = {};
-    for (int j = 0; j < steps; ++j) {
+    for (int j = 0; j < rounds; ++j) {
         const int now = j % 2;
-        const Range current = range_of(j);
+        const Step current = step;
         cp_async_wait<0>();
         __syncthreads();
         if (j == 0) {
-            load_a(a_k, s.q[1], warp, lane), load_a(a_v, s.d_o[1], warp, lane);
+            load_a(a_k, s.q[1][0], warp, lane), load_a(a_v, s.d_o[1][0], warp, lane);
             __syncthreads();
         }
-        if (j + 1 < steps) load(j + 1, 1 - now);
-        float p[8][4] = {}, ds[8][4] = {};
-        multiply_nt(p, a_k, s.q[now], lane);     // (keys, queries)
-        multiply_nt(ds, a_v, s.d_o[now], lane);  // v d_o^T
+        step = after(step);
+        if (j + 1 < rounds) load(step, 1 - now);
+        if (current.i >= all || warp * 16 >= count) continue;  // no step for this team, no keys for this warp
+        const Range range = range_of(current);
+        // Queries in front of this warp's keys see none of them. Rows behind `count` are zeros and add nothing.
+        for (int query = range.causal ? warp * 16 : 0; query < range.count; query += kChunk) {
+            float p[2][4] = {}, ds[2][4] = {};
+            multiply_nt_16(p, a_k, s.q[now][team], query, lane);     // (keys, queries)
+            multiply_nt_16(ds, a_v, s.d_o[now][team], query, lane);  // v d_o^T
+            if (range.causal && query == warp * 16) {
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e)
+                        if (n * 8 + 2 * (lane % 4) + e % 2 < lane / 4 + e / 2 * 8) p[n][e] = kMasked;
+            }
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+                const Quad<float> stat = load_quad(&s.stats[now][team][query + n * 8 + 2 * (lane % 4)].x);
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    p[n][e] = fast_exp2(p[n][e] * kPowersOf2 - stat.v[e % 2 * 2]);
+                    ds[n][e] = p[n][e] * (ds[n][e] - stat.v[e % 2 * 2 + 1]);  // 8 dS
+                }
+            }
+            multiply_nn_16(dv, to_a(p[0], p[1]), s.d_o[now][team], query, lane);
+            multiply_nn_16(dk, to_a(ds[0], ds[1]), s.q[now][team], query, lane);
+        }
+    }
+    if (kTeams == 2) {
+        __syncthreads();  // everybody is done with the tiles
+        if (team == 1) {
+#pragma unroll
+            for (int n = 0; n < 8; ++n)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) s.sums[n * 4 + e][t] = dk[n][e], s.sums[32 + n * 4 + e][t] = dv[n][e];
+        }
+        __syncthreads();
+        if (team == 1) return;
 #pragma unroll
         for (int n = 0; n < 8; ++n)
 #pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const int column = n * 8 + 2 * (lane % 4) + e % 2, key = key0 + e / 2 * 8;
-                const bool sees =
-                    column < current.count && key < tile.k1 && (!current.causal || key <= current.first + column);
-                const float2 stat = s.stats[now][column];
-                const float weight = sees ? fast_exp2(p[n][e] * (kScale * kLog2e) - stat.x * kLog2e) : 0.0f;
-                p[n][e] = weight;
-                ds[n][e] = weight * (ds[n][e] - stat.y) * kScale;
-            }
-        uint4 a[4];
-        to_a(a, p);
-        multiply_nn(dv, a, s.d_o[now], lane);
-        to_a(a, ds);
-        multiply_nn(dk, a, s.q[now], lane);
+            for (int e = 0; e < 4; ++e) dk[n][e] += s.sums[n * 4 + e][t], dv[n][e] += s.sums[32 + n * 4 + e][t];
     }
+    scale(dk, kScale);
     bf16* to = dqkv + (int64_t{tile.k0} + warp * 16) * width;
-    store_rows(dk, s.q[steps % 2], warp, to + (H + kv_head) * 64, width, count - warp * 16, lane);
-    store_rows(dv, s.d_o[steps % 2], warp, to + (H + KV + kv_head) * 64, width, count - warp * 16, lane);
+    // Through tiles that nobody reads any more; with two teams also none that the sums lie in.
+    Tile& through_k = kTeams == 1 ? s.q[rounds % 2][0] : s.d_o[1][0];
+    Tile& through_v = kTeams == 1 ? s.d_o[rounds % 2][0] : s.d_o[1][kTeams - 1];
+    store_rows(dk, through_k, warp, to + (H + kv_head) * 64, width, count - warp * 16, lane);
+    store_rows(dv, through_v, warp, to + (H + KV + kv_head) * 64, width, count - warp * 16, lane);
 }
 
 // One warp a (row, head); a lane owns channels lane and lane + 32.
@@ -216,7 +275,7 @@ __global__ void dq_fp32_kernel(int N, int H, int KV, const QueryTile* tiles, con
                 const float* v = k + KV * 64;
                 const float score = warp_sum(q0 * k[lane] + q1 * k[lane + 32]) * kScale;
                 const float dp = warp_sum(do0 * v[lane] + do1 * v[lane + 32]);
-                const float ds = expf(score - stat.x) * (dp - stat.y) * kScale;
+                const float ds = exp2f(score * kLog2e - stat.x) * (dp - stat.y) * kScale;
                 dq0 += ds * k[lane], dq1 += ds * k[lane + 32];
             }
         }
@@ -244,7 +303,7 @@ __global__ void dkv_fp32_kernel(int N, int H, int KV, const KeyTile* tiles, cons
                     const float score = warp_sum(q[lane] * k0 + q[lane + 32] * k1) * kScale;
                     const float dp = warp_sum(dout[lane] * v0 + dout[lane + 32] * v1);
                     const float2 stat = stats[int64_t{head} * N + row];
-                    const float p = expf(score - stat.x), ds = p * (dp - stat.y) * kScale;
+                    const float p = exp2f(score * kLog2e - stat.x), ds = p * (dp - stat.y) * kScale;
                     dk0 += ds * q[lane], dk1 += ds * q[lane + 32];
                     dv0 += p * dout[lane], dv1 += p * dout[lane + 32];
                 }
@@ -259,6 +318,14 @@ void launch_delta(Stream stream, int N, int H, const T* o, const T* d_o, const f
     LAUNCH(delta_kernel<T>, dim3(blocks_for(N, kDeltaRows<T>)), dim3(32, static_cast<unsigned>(H)), 0, stream, N, H, o,
            d_o, lse, stats);
 }
+template <int kTeams>
+void launch_dkv(Stream stream, int N, int key_tiles, Heads heads, const KeyTile* key_tile, const bf16* qkv,
+                const bf16* d_o, const float2* stats, bf16* dqkv) {
+    constexpr int kBytes = sizeof(KeyShared<kTeams>);
+    ALLOW_SHARED(dkv_kernel<kTeams>, kBytes);
+    LAUNCH(dkv_kernel<kTeams>, dim3(static_cast<unsigned>(heads.KV), static_cast<unsigned>(key_tiles)),
+           dim3(32 * kWarps * kTeams), kBytes, stream, N, heads.H, heads.KV, key_tile, qkv, d_o, stats, dqkv);
+}
 
 }  // namespace
 
@@ -269,13 +336,14 @@ void attention_backward(Stream stream, int N, int query_tiles, int key_tiles, He
     const unsigned H = static_cast<unsigned>(heads.H), KV = static_cast<unsigned>(heads.KV);
     auto* stats = reinterpret_cast<float2*>(scratch);
     launch_delta(stream, N, heads.H, o, d_o, lse, stats);
-    constexpr int kQueryBytes = sizeof(QueryShared), kKeyBytes = sizeof(KeyShared);
+    constexpr int kQueryBytes = sizeof(QueryShared);
     ALLOW_SHARED(dq_kernel, kQueryBytes);
-    LAUNCH(dq_kernel, dim3(static_cast<unsigned>(query_tiles), H), dim3(32 * kWarps), kQueryBytes, stream, N, heads.H,
+    LAUNCH(dq_kernel, dim3(H, static_cast<unsigned>(query_tiles)), dim3(32 * kWarps), kQueryBytes, stream, N, heads.H,
            heads.KV, query_tile, qkv, d_o, stats, dqkv);
-    ALLOW_SHARED(dkv_kernel, kKeyBytes);
-    LAUNCH(dkv_kernel, dim3(static_cast<unsigned>(key_tiles), KV), dim3(32 * kWarps), kKeyBytes, stream, N, heads.H,
-           heads.KV, key_tile, qkv, d_o, stats, dqkv);
+    if (H == KV)
+        launch_dkv<1>(stream, N, key_tiles, heads, key_tile, qkv, d_o, stats, dqkv);
+    else
+        launch_dkv<2>(stream, N, key_tiles, heads, key_tile, qkv, d_o, stats, dqkv);
 }
 template <>
 void attention_backward(Stream stream, int N, int query_tiles, int key_tiles, Heads heads, const QueryTile* query_tile,

@@ -18,22 +18,25 @@ inline constexpr int kPitch = 72;        // elements between rows
 inline constexpr int kWarps = 4;         // a warp owns 16 rows of the tile
 inline constexpr float kScale = 0.125f;  // 1 / sqrt(64)
 inline constexpr float kLog2e = 1.44269504088896340736f;
+inline constexpr float kPowersOf2 = kScale * kLog2e;  // exp(score / 8) = 2^(score kPowersOf2): one multiplication
+inline constexpr float kRoom = 8 / kPowersOf2;        // of scores: a factor of 2^8
 inline constexpr float kMasked = -1.0e30f;  // finite: -inf - -inf would be NaN
 
 struct Tile {
     bf16 row[kTile][kPitch];
 };
 
+__device__ __forceinline__ int tiles_of(int rows) { return (rows + kTile - 1) / kTile; }
+
 // Starts the copy of rows [first, first + count) of a head into the tile; rows behind are filled with zeros.
-// head: the head's first channel of row 0, width: elements between rows. All threads of the block take part.
+// head: the head's first channel of row 0, width: elements between rows. Four warps take part, all of them.
 __device__ __forceinline__ void load_tile_async(Tile& tile, const bf16* head, int width, int first, int count) {
-    const int t = static_cast<int>(threadIdx.x);
+    constexpr int kRows = 32 * kWarps / 8;  // a time: eight lanes a row
+    const int t = static_cast<int>(threadIdx.x) % (32 * kWarps), row = t / 8, column = t % 8 * 8;
+    const bf16* from = head + int64_t{first + row} * width + column;
 #pragma unroll
-    for (int i = 0; i < kTile * 8 / (32 * kWarps); ++i) {
-        const int piece = t + i * 32 * kWarps, row = piece / 8, column = piece % 8 * 8;
-        const bool valid = row < count;
-        cp_async_16(&tile.row[row][column], head + int64_t{valid ? first + row : first} * width + column, valid);
-    }
+    for (int i = 0; i < kTile; i += kRows)
+        cp_async_16(&tile.row[row + i][column], from + int64_t{i} * width, row + i < count);
 }
 
 // A fragments of rows [16 * warp, +16) of a tile, all 64 channels: four k-steps.
@@ -66,12 +69,41 @@ __device__ __forceinline__ void multiply_nn(float (&c)[8][4], const uint4 (&p)[4
         }
 }
 
-// Accumulators (16, 64) as A fragments in bf16: the C layout of two neighbouring n-tiles is the A layout of a k-step.
+// The same for 16 rows of the tile, [first, +16): c (16, 16) += A tile^T, and c (16, 64 channels) += P tile.
+__device__ __forceinline__ void multiply_nt_16(float (&c)[2][4], const uint4 (&a)[4], const Tile& tile, int first,
+                                               int lane) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const uint4 b = ldmatrix_x4(&tile.row[first + lane % 8 + lane / 16 * 8][k * 16 + lane / 8 % 2 * 8]);
+        mma_16x8x16(c[0], a[k], b.x, b.y);
+        mma_16x8x16(c[1], a[k], b.z, b.w);
+    }
+}
+__device__ __forceinline__ void multiply_nn_16(float (&c)[8][4], const uint4& p, const Tile& tile, int first,
+                                               int lane) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {  // 16 channels at a time
+        const uint4 b = ldmatrix_x4_trans(&tile.row[first + lane % 16][n * 16 + lane / 16 * 8]);
+        mma_16x8x16(c[2 * n], p, b.x, b.y);
+        mma_16x8x16(c[2 * n + 1], p, b.z, b.w);
+    }
+}
+
+// Accumulators as A fragments in bf16: the C layout of two neighbouring n-tiles is the A layout of a k-step.
+__device__ __forceinline__ uint4 to_a(const float (&left)[4], const float (&right)[4]) {
+    return make_uint4(pack_bf16(left[0], left[1]), pack_bf16(left[2], left[3]), pack_bf16(right[0], right[1]),
+                      pack_bf16(right[2], right[3]));
+}
 __device__ __forceinline__ void to_a(uint4 (&a)[4], const float (&c)[8][4]) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k)
-        a[k] = make_uint4(pack_bf16(c[2 * k][0], c[2 * k][1]), pack_bf16(c[2 * k][2], c[2 * k][3]),
-                          pack_bf16(c[2 * k + 1][0], c[2 * k + 1][1]), pack_bf16(c[2 * k + 1][2], c[2 * k + 1][3]));
+    for (int k = 0; k < 4; ++k) a[k] = to_a(c[2 * k], c[2 * k + 1]);
+}
+
+__device__ __forceinline__ void scale(float (&c)[8][4], float by) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) c[n][e] *= by;
 }
 
 // Sum and maximum over the four lanes that hold a row's columns.

@@ -9,12 +9,12 @@ using namespace orpo::cuda;
 namespace {
 
 template <class T>
-void check_attention(int H, int KV, const std::vector<Lengths>& lengths, size_t step = 1) {
+void check_attention(int H, int KV, const std::vector<Lengths>& lengths, size_t step = 1, double size = 1) {
     const MicroBatch mb = ragged_batch(lengths, 100);
     const HostBatch batch = host_batch(mb);
     const size_t N = mb.ids.size(), W = static_cast<size_t>(H + 2 * KV) * 64;
     const HeadShape shape{H, KV, 64};
-    const auto qkv = rounded<T>(random_values(N * W, 1)), d_o = rounded<T>(random_values(N * H * 64, 2));
+    const auto qkv = rounded<T>(random_values(N * W, 1, size)), d_o = rounded<T>(random_values(N * H * 64, 2));
     std::vector<double> o(N * H * 64), lse(N * H), dqkv(N * W);
     Reference<double> reference;
     reference.attention(batch, shape, qkv.data(), o.data(), lse.data());
@@ -61,6 +61,26 @@ TEST_CASE_TEMPLATE("attention: SmolLM2's heads", T, float, bf16) {
     check_attention<T>(9, 3, {{30, 20, 9}}, 4);
     check_attention<T>(15, 5, {{10, 5, 12}}, 4);
     check_attention<T>(32, 32, {{7, 3, 2}}, 4);
+}
+TEST_CASE("attention: later scores outgrow the first ones, bf16") {
+    // Scores of up to some 200: the softmax is made relative to something else several times a row.
+    check_attention<bf16>(1, 1, {{150, 130, 40}}, 2, 2.5);
+}
+TEST_CASE("attention: tiles are sorted, the longest first, and every row has its own") {
+    const MicroBatch mb = ragged_batch({{5, 3, 4}, {200, 300, 77}, {64, 128, 65}}, 100);
+    std::vector<QueryTile> queries;
+    std::vector<KeyTile> keys;
+    query_tiles(mb.pairs, queries);
+    key_tiles(mb.pairs, keys);
+    std::vector<int> as_query(mb.ids.size()), as_key(mb.ids.size());
+    for (const QueryTile& t : queries)
+        for (int n = t.q0; n < t.q1; ++n) ++as_query[static_cast<size_t>(n)];
+    for (const KeyTile& t : keys)
+        for (int n = t.k0; n < t.k1; ++n) ++as_key[static_cast<size_t>(n)];
+    CHECK(as_query == std::vector<int>(mb.ids.size(), 1));
+    CHECK(as_key == std::vector<int>(mb.ids.size(), 1));
+    for (size_t i = 1; i < queries.size(); ++i) CHECK(steps_of(queries[i - 1]) >= steps_of(queries[i]));
+    for (size_t i = 1; i < keys.size(); ++i) CHECK(steps_of(keys[i - 1]) >= steps_of(keys[i]));
 }
 TEST_CASE("attention: the same bits under every schedule") {
     const MicroBatch mb = ragged_batch({{33, 40, 21}}, 100);
