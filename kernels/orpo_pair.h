@@ -1,5 +1,5 @@
 // The ORPO loss of one pair from the log-probabilities of its scored rows, in double; the same lines run on every
-// device.
+// device, where a GPU sums in an order of its own.
 //
 //   loss = sum_t w_t (-logp_t) + beta / B * softplus(-z)
 //   x, y = mean log-probability per scored token of chosen and rejected, capped at -1e-12
@@ -41,18 +41,28 @@ struct PairLoss {
     int32_t chosen = 0, rejected = 0;  // odds rows
 };
 
-// heads, logp: the pair's own rows. A pair without odds rows on both sides (a text to score) has only nll.
-ORPO_DEVICE inline PairLoss orpo_pair(const PairSpan& span, const HeadRow* heads, const double* logp) {
-    PairLoss pair;
-    double x = 0, y = 0;
-    for (int i = 0; i < span.heads; ++i) {
-        pair.nll -= heads[i].nll_weight * logp[i];
-        if (!heads[i].in_odds) continue;
-        if (heads[i].part == Part::kChosen) x += logp[i], ++pair.chosen;
-        if (heads[i].part == Part::kRejected) y += logp[i], ++pair.rejected;
+// What the odds take from a pair's rows.
+struct OddsSums {
+    double chosen_logp = 0, rejected_logp = 0;
+    int32_t chosen = 0, rejected = 0;
+
+    ORPO_DEVICE void add(const HeadRow& row, double logp) {
+        if (!row.in_odds) return;
+        if (row.part == Part::kChosen) chosen_logp += logp, ++chosen;
+        if (row.part == Part::kRejected) rejected_logp += logp, ++rejected;
     }
+    ORPO_DEVICE void add(const OddsSums& other) {
+        chosen_logp += other.chosen_logp, rejected_logp += other.rejected_logp;
+        chosen += other.chosen, rejected += other.rejected;
+    }
+};
+
+// All but nll. A pair without odds rows on both sides (a text to score) has nothing of it.
+ORPO_DEVICE inline PairLoss odds_ratio(const PairSpan& span, const OddsSums& sums) {
+    PairLoss pair;
+    pair.chosen = sums.chosen, pair.rejected = sums.rejected;
     if (pair.chosen == 0 || pair.rejected == 0) return pair;
-    x /= pair.chosen, y /= pair.rejected;
+    const double x = sums.chosen_logp / pair.chosen, y = sums.rejected_logp / pair.rejected;
     pair.x = x > -1e-12 ? -1e-12 : x;  // NaN stays NaN
     pair.y = y > -1e-12 ? -1e-12 : y;
     pair.z = (pair.x - pair.y) - (log1mexp(pair.x) - log1mexp(pair.y));
@@ -60,6 +70,19 @@ ORPO_DEVICE inline PairLoss orpo_pair(const PairSpan& span, const HeadRow* heads
     const double pull = span.odds_weight * sigmoid(-pair.z);
     pair.odds_chosen = pull / (-std::expm1(pair.x) * pair.chosen);
     pair.odds_rejected = -pull / (-std::expm1(pair.y) * pair.rejected);
+    return pair;
+}
+
+// heads, logp: the pair's own rows.
+inline PairLoss orpo_pair(const PairSpan& span, const HeadRow* heads, const double* logp) {
+    OddsSums sums;
+    double nll = 0;
+    for (int i = 0; i < span.heads; ++i) {
+        nll -= heads[i].nll_weight * logp[i];
+        sums.add(heads[i], logp[i]);
+    }
+    PairLoss pair = odds_ratio(span, sums);
+    pair.nll = nll;
     return pair;
 }
 

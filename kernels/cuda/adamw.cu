@@ -30,9 +30,16 @@ __global__ void partial_norm_kernel(int64_t n, const float* g, double* partial) 
         double part[kThreads];
     };
     const float* slot = g + blockIdx.y * n;
+    constexpr int kBatch = 8;  // loads on their way at once
+    constexpr int64_t kStep = int64_t{kNormBlocks} * kThreads;
     double sum = 0;
-    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < n; i += int64_t{kNormBlocks} * kThreads)
-        sum += static_cast<double>(slot[i]) * slot[i];
+    for (int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x; first < n; first += kBatch * kStep) {
+        float batch[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) batch[k] = first + k * kStep < n ? slot[first + k * kStep] : 0.0f;
+#pragma unroll
+        for (int k = 0; k < kBatch; ++k) sum += static_cast<double>(batch[k]) * batch[k];
+    }
     sum = block_sum(sum, shared_memory<Shared>().part);
     if (threadIdx.x == 0) partial[blockIdx.y * kNormBlocks + blockIdx.x] = sum;
 }
@@ -52,12 +59,14 @@ __global__ void adamw_kernel(int64_t n, const AdamwStep* steps, float* p, const 
     const AdamwStep a = steps[blockIdx.y];
     const int64_t in_slot = int64_t{blockIdx.x} * kThreads + threadIdx.x, i = blockIdx.y * n + in_slot;
     if (!a.active || in_slot >= n) return;
-    const float gi = g[i] * a.grad_scale;
-    const float mi = m[i] + (1.0f - a.beta1) * (gi - m[i]);
-    const float vi = a.beta2 * v[i] + (1.0f - a.beta2) * gi * gi;
+    // All loads before the first store: the compiler moves none over a store.
+    const float g0 = g[i], m0 = m[i], v0 = v[i], p0 = p[i];
+    const float gi = g0 * a.grad_scale;
+    const float mi = m0 + (1.0f - a.beta1) * (gi - m0);
+    const float vi = a.beta2 * v0 + (1.0f - a.beta2) * gi * gi;
     m[i] = mi;
     v[i] = vi;
-    p[i] = p[i] * a.decay - a.lr_over_bias1 * mi / (sqrtf(vi) * a.inverse_sqrt_bias2 + a.eps);
+    p[i] = p0 * a.decay - a.lr_over_bias1 * mi / (sqrtf(vi) * a.inverse_sqrt_bias2 + a.eps);
 }
 
 }  // namespace

@@ -218,7 +218,8 @@ inline unsigned blocks_for(int64_t items, int per_block) {
 // ---- reductions -----------------------------------------------------------------------------------------------------
 
 // The sum over the warp, in every lane; a fixed tree.
-__device__ __forceinline__ float warp_sum(float x) {
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
     for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
     return x;
 }

@@ -2,7 +2,8 @@
 //   (a, b) -> (a c - sign b s, b c + sign a s)   a = channel j, b = channel j + 32 of a head; c, s by position and j
 // sign = 1 forward, -1 backward (the inverse rotation).
 // qkv (N, (H + 2 KV) 64), table (positions, 32, {cos, sin}) fp32. Bytes: 2 N (H + KV) 64 elements; bound by memory.
-// A thread turns one pack of a against the pack of b.
+// A thread turns one pack of a against the pack of b. They are counted in 32 bits, whose division is cheap: 2^32 of
+// them are 128 GiB.
 #include "kernels/cuda/device.cuh"
 
 namespace orpo::cuda {
@@ -12,14 +13,14 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class T>
-__global__ void rope_kernel(int64_t items, int heads, int width, const int32_t* positions, const float* table,
+__global__ void rope_kernel(unsigned items, unsigned heads, int width, const int32_t* positions, const float* table,
                             float sign, T* qkv) {
     constexpr int P = Pack<T>::n, kPacks = 32 / P;  // packs of half a head
-    const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+    const unsigned i = blockIdx.x * kThreads + threadIdx.x;
     if (i >= items) return;
-    const int64_t n = i / (heads * kPacks);
-    const int head = static_cast<int>(i / kPacks % heads), j = static_cast<int>(i % kPacks) * P;
-    T* at = qkv + n * width + head * 64 + j;
+    const unsigned n = i / (heads * kPacks), in_row = i - n * (heads * kPacks);
+    const int head = static_cast<int>(in_row / kPacks), j = static_cast<int>(in_row % kPacks) * P;
+    T* at = qkv + int64_t{n} * width + head * 64 + j;
     Pack<T> a = load_pack(at), b = load_pack(at + 32);
     const float* turn = table + (int64_t{positions[n]} * 32 + j) * 2;
     Quad<float> cs[P / 2];  // {c, s} of two channels each
@@ -41,7 +42,7 @@ __global__ void rope_kernel(int64_t items, int heads, int width, const int32_t* 
 template <class T>
 void rope(Stream stream, int N, Heads heads, const int32_t* positions, const float* table, int sign, T* qkv) {
     const int turned = heads.H + heads.KV, width = (heads.H + 2 * heads.KV) * 64;
-    const int64_t items = int64_t{N} * turned * (32 / Pack<T>::n);
+    const unsigned items = static_cast<unsigned>(N) * turned * (32 / Pack<T>::n);
     const float s = static_cast<float>(sign);
     LAUNCH(rope_kernel<T>, dim3(blocks_for(items, kThreads)), dim3(kThreads), 0, stream, items, turned, width,
            positions, table, s, qkv);

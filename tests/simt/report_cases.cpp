@@ -218,7 +218,9 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
                            m.take<double>(kHeadRows), true);
     });
     const double rows = kPairs * (3 * kPart - 1);
-    add("orpo", Phase::kTrain, {{rows * (sizeof(HeadRow) + 8) + kPairs * sizeof(PairSpan), rows * 8, 0, 1}},
+    const double odds_rows = kPairs * 2 * kPart;
+    add("orpo", Phase::kTrain,
+        {{rows * sizeof(HeadRow) + odds_rows * 8 + kPairs * sizeof(PairSpan), rows * 8, 0, 1}},
         [=](Memory& m) {
             const HostBatch b = host_batch();
             std::vector<double> logp(b.heads.size(), -1.0);
