@@ -12,6 +12,7 @@ constexpr int kThreads = 256;
 // One thread moves 16 bytes. E (V, C), x (N, C)
 template <class T>
 __global__ void embed_kernel(int64_t packs, int packs_per_row, const int32_t* ids, const T* E, T* x) {
+    follow_kernels_before();
     const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (i >= packs) return;
     const int64_t n = i / packs_per_row, c = i % packs_per_row * Pack<T>::n;
@@ -21,6 +22,7 @@ __global__ void embed_kernel(int64_t packs, int packs_per_row, const int32_t* id
 
 template <class T>
 __global__ void gather_kernel(int64_t packs, int packs_per_row, const HeadRow* rows, const T* from, T* to) {
+    follow_kernels_before();
     const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (i >= packs) return;
     const int64_t n = i / packs_per_row, c = i % packs_per_row * Pack<T>::n;
@@ -49,13 +51,13 @@ __global__ void cast_kernel(int64_t n, const float* x, T* y) {
 template <class T>
 void embed(Stream stream, int N, int C, const int32_t* ids, const T* E, T* x) {
     const int64_t packs = int64_t{N} * C / Pack<T>::n;
-    LAUNCH(embed_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs, C / Pack<T>::n, ids, E,
+    LAUNCH_EARLY(embed_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs, C / Pack<T>::n, ids, E,
            x);
 }
 template <class T>
 void gather(Stream stream, int n, int C, const HeadRow* rows, const T* from, T* to) {
     const int64_t packs = int64_t{n} * C / Pack<T>::n;
-    LAUNCH(gather_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs, C / Pack<T>::n, rows,
+    LAUNCH_EARLY(gather_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs, C / Pack<T>::n, rows,
            from, to);
 }
 template <class T>

@@ -61,6 +61,7 @@ __device__ __forceinline__ float inverse_rms(int quads, const Quad<X> (&x)[V], f
 template <int V, class T>
 __global__ void __launch_bounds__(32 * kRows)
     rmsnorm_kernel(int N, int quads, float eps, const T* x, const float* w, T* y, float* r) {
+    follow_kernels_before();
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
@@ -76,6 +77,7 @@ template <int V, class T, bool Low>
 __global__ void __launch_bounds__(32 * kRows)
     add_rmsnorm_kernel(int N, int quads, float eps, const T* x, const T* x_low, const T* d, const float* w, T* x2,
                        T* x2_low, T* y, float* r) {
+    follow_kernels_before();
     const int n = static_cast<int>(blockIdx.x * kRows + threadIdx.y);
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
@@ -176,7 +178,7 @@ void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w
     const float e = static_cast<float>(eps);
     with_quads(quads, [&](auto v) {
         constexpr int V = decltype(v)::value;
-        LAUNCH((rmsnorm_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, quads, e, x, w, y, r);
+        LAUNCH_EARLY((rmsnorm_kernel<V, T>), dim3(blocks_for(N, kRows)), dim3(32, kRows), 0, stream, N, quads, e, x, w, y, r);
     });
 }
 template <class T>
@@ -189,11 +191,11 @@ void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d
         constexpr int V = decltype(v)::value;
         if constexpr (sizeof(T) < sizeof(float))
             if (x2_low) {
-                LAUNCH((add_rmsnorm_kernel<V, T, true>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2,
+                LAUNCH_EARLY((add_rmsnorm_kernel<V, T, true>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2,
                        x2_low, y, r);
                 return;
             }
-        LAUNCH((add_rmsnorm_kernel<V, T, false>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2, x2_low, y,
+        LAUNCH_EARLY((add_rmsnorm_kernel<V, T, false>), grid, block, 0, stream, N, quads, e, x, x_low, d, w, x2, x2_low, y,
                r);
     });
 }

@@ -22,7 +22,8 @@ constexpr Bound kBounds[] = {
     // Two blocks of four warps on a multiprocessor.
     {"dq_kernel", 255},
     {"dkv_kernel", 255},
-    {"attention_kernel", 168},  // three
+    {"attention_kernel", 168},         // three
+    {"decode_attention_kernel", 128},  // of eight warps, whose loads are to be on their way
     // A row of 2048 channels in registers.
     {"rmsnorm_backward_kernel<16", 192},
     {"rmsnorm_backward_kernel<8", 128},
