@@ -50,7 +50,7 @@
 //   adamw              PyTorch's AdamW, decoupled weight decay                     ~ 14 n              7 n
 //   cast               y = (T) x                                                   0                   2 n
 //   cache_append       K/V rows of qkv -> cache                                    0                   4 N KV HS
-//   decode_attention   o of one new row a sequence over its cache                  4 HS H ctx          2 KV HS ctx
+//   decode_attention   rope and append of one new row a sequence, o over its cache  4 HS H ctx         2 KV HS ctx
 // ctx: the sum over rows of how many rows each one sees.
 #pragma once
 
@@ -90,6 +90,7 @@ struct Limits {
     int C = 0, I = 0, V = 0;
     HeadShape shape;
     bool gradients = true;  // backward operations will be called
+    int sequences = 0;      // rows of decode_attention
 };
 
 // One adapter slot's part of an AdamW step. torch.optim.AdamW:
@@ -210,8 +211,9 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     // --- generation. Row n belongs to sequence mask_pair / 2 and stands at positions[n] of it.
     // shape, capacity, qkv (N, width) after rope, cache (sequences, capacity, 2, KV, HS)
     k.cache_append(b, h, n, x, y);
-    // shape, capacity, qkv, cache with the new rows appended, o (N, H HS): row n sees positions 0..positions[n]
-    k.decode_attention(b, h, n, x, x, y);
+    // shape, capacity, table, qkv before rope (may be overwritten), cache, to which the new rows' keys and values are
+    // appended, o (N, H HS): row n sees positions 0..positions[n]
+    k.decode_attention(b, h, n, cf, y, y, y);
 };
 
 }  // namespace orpo

@@ -69,7 +69,7 @@ class BenchOperations {
         coefficients_ = k_.template allocate<double>(Category::kActivations, "coefficients", heads_);
         positions_ = std::max(s.positions, cached_ + 1);
         table_ = full("table", int64_t{positions_} * c_.HS);
-        k_.reserve({std::max(N_, 64), std::max(heads_, 64), c_.C, c_.I, c_.V, shape_, true});
+        k_.reserve({std::max(N_, 64), std::max(heads_, 64), c_.C, c_.I, c_.V, shape_, true, 1});
         if (k_.planning()) return;
         k_.upload(s.batch, batch_);
         k_.upload(one_token(), one_);
@@ -174,7 +174,7 @@ class BenchOperations {
         row("cache_append", "1 row", 0, t * 4 * c_.KV * c_.HS,
             [&] { k_.cache_append(one_, shape_, cached_ + 1, qkv_, cache_); });
         row("decode_attention", "1 row", 4.0 * c_.HS * c_.H * (cached_ + 1), t * 2 * c_.KV * c_.HS * (cached_ + 1),
-            [&] { k_.decode_attention(one_, shape_, cached_ + 1, qkv_, cache_, o_); });
+            [&] { k_.decode_attention(one_, shape_, cached_ + 1, table_, qkv_, cache_, o_); });
         row("logits", "1 row", 2 * C * V, t * C * V, [&] { k_.logits(one_, c_.C, x_, head_w_, z_); });
         return rows;
     }

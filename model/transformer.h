@@ -141,13 +141,13 @@ class Transformer {
         Saved& a = saved(l);
         const auto& w = base_.layers[l];
         linear(l, kQkv, w.qkv, a.n1, a.qkv);
-        k_.rope(*batch_, shape_, rope_, 1, a.qkv);
-        if (mode_ == Mode::kPrefill || mode_ == Mode::kDecode)
-            k_.cache_append(*batch_, shape_, sizes_.max_positions, a.qkv, cache(l));
-        if (mode_ == Mode::kDecode)
-            k_.decode_attention(*batch_, shape_, sizes_.max_positions, a.qkv, cache(l), a.o);
-        else
+        if (mode_ == Mode::kDecode) {
+            k_.decode_attention(*batch_, shape_, sizes_.max_positions, rope_, a.qkv, cache(l), a.o);
+        } else {
+            k_.rope(*batch_, shape_, rope_, 1, a.qkv);
+            if (mode_ == Mode::kPrefill) k_.cache_append(*batch_, shape_, sizes_.max_positions, a.qkv, cache(l));
             k_.attention(*batch_, shape_, a.qkv, a.o, a.lse);
+        }
         linear(l, kOut, w.out, a.o, delta_);
         add_rmsnorm(a.x, x_low, w.norm2, a.x2, x2_low, a.n2, ld2_, a.r2);
     }
@@ -377,7 +377,8 @@ class Transformer {
         rope_ = k_.template allocate<F>(Category::kWorkspace, "rope table",
                                         int64_t{sizes_.max_positions} * (shape_.HS / 2) * 2);
         place_borders();
-        k_.reserve({sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing});
+        k_.reserve(
+            {sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing, sizes_.sequences});
         if (k_.planning()) return;
         const std::vector<F> table = rope_table<F>(sizes_.max_positions, shape_.HS, cfg_.rope_theta);
         k_.write(static_cast<int64_t>(table.size()), table.data(), rope_);

@@ -322,7 +322,9 @@ TEST_CASE("bf16: a row over its cache, and casting") {
     const auto rb = batch_of(ref, mb);
     Doubles want(shape.H * shape.HS), cache_want = wide(cache);
     ref.cache_append(rb, shape, capacity, wide(qkv).data(), cache_want.data());
-    ref.decode_attention(rb, shape, capacity, wide(qkv).data(), cache_want.data(), want.data());
+    Doubles turned_want = wide(qkv), kept_want = wide(cache);
+    ref.decode_attention(rb, shape, capacity, rope_table<double>(capacity, shape.HS, 10000).data(), turned_want.data(),
+                         kept_want.data(), want.data());
     for (CpuOptions options : bf16_backends()) {
         Cpu<bf16> k(options);
         k.reserve(limits(capacity, shape, 64, 64, 64));
@@ -330,7 +332,11 @@ TEST_CASE("bf16: a row over its cache, and casting") {
         Halves kept = halves(cache), o(shape.H * shape.HS, kNan);
         k.cache_append(b, shape, capacity, halves(qkv).data(), kept.data());
         CHECK(error(floats(kept), cache_want) == 0);
-        k.decode_attention(b, shape, capacity, halves(qkv).data(), kept.data(), o.data());
+        Halves turned = halves(qkv);
+        kept = halves(cache);
+        k.decode_attention(b, shape, capacity, rope_table<float>(capacity, shape.HS, 10000).data(), turned.data(),
+                           kept.data(), o.data());
+        CHECK(error(floats(kept), kept_want) <= kRounding);
         CHECK(error(floats(o), want) <= kRounding);
         const Floats rough = noise(1000, 3);
         Halves cast(1000, kNan);

@@ -239,8 +239,15 @@ TEST_CASE("rope, dropout, embedding and decoding equal the reference") {
         k.cache_append(sb, shape, capacity, qkv.data(), kept.data());
         ref.cache_append(rsb, shape, capacity, wide(qkv).data(), kept_want.data());
         CHECK(error(kept, kept_want) == 0);
-        k.decode_attention(sb, shape, capacity, qkv.data(), kept.data(), o.data());
-        ref.decode_attention(rsb, shape, capacity, wide(qkv).data(), kept_want.data(), o_want.data());
+        // The same rows with rope and append, into the cache as it was.
+        Floats turned = qkv;
+        Doubles turned_want = wide(qkv);
+        kept = cache, kept_want = wide(cache);
+        k.decode_attention(sb, shape, capacity, rope_table<float>(64, shape.HS, 10000).data(), turned.data(),
+                           kept.data(), o.data());
+        ref.decode_attention(rsb, shape, capacity, rope_table<double>(64, shape.HS, 10000).data(), turned_want.data(),
+                             kept_want.data(), o_want.data());
+        CHECK(error(kept, kept_want) <= 1e-6);
         CHECK(error(o, o_want) <= 2e-6);
     }
 }

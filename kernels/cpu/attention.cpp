@@ -175,9 +175,11 @@ void Cpu<T>::cache_append(const Batch& b, const HeadShape& shape, int capacity, 
 }
 
 template <class T>
-void Cpu<T>::decode_attention(const Batch& b, const HeadShape& shape, int capacity, const T* qkv, const T* cache,
-                              T* o) {
+void Cpu<T>::decode_attention(const Batch& b, const HeadShape& shape, int capacity, const float* table, T* qkv,
+                              T* cache, T* o) {
     const int H = shape.H, KV = shape.KV, HS = shape.HS;
+    rope(b, shape, table, 1, qkv);
+    cache_append(b, shape, capacity, qkv, cache);
     // The scores of a row live in its thread's scratch, which holds more floats than a sequence has positions.
     ORPO_CHECK(capacity <= scratch_stride_);
     items(b.N, [&](int t, int64_t n) {

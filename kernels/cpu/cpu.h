@@ -99,7 +99,8 @@ class Cpu {
     void attention_backward(const Batch& b, const HeadShape& shape, const T* qkv, const T* o, const float* lse,
                             const T* d_o, T* dqkv);
     void cache_append(const Batch& b, const HeadShape& shape, int capacity, const T* qkv, T* cache);
-    void decode_attention(const Batch& b, const HeadShape& shape, int capacity, const T* qkv, const T* cache, T* o);
+    void decode_attention(const Batch& b, const HeadShape& shape, int capacity, const float* table, T* qkv, T* cache,
+                          T* o);
 
     // --- the head and the loss (head.cpp)
     void head(const Batch& b, int C, const T* n, const Weight& W, double* logp, T* U);

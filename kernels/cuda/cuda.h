@@ -149,9 +149,12 @@ class Cuda : public CudaMemory<Store> {
         const Range range(*this, "cache_append");
         cuda::cache_append<T>(stream(), b.N, {s.H, s.KV}, capacity, b.mask_pair, b.positions, qkv, cache);
     }
-    void decode_attention(const Batch& b, const HeadShape& s, int capacity, const T* qkv, const T* cache, T* o) {
+    void decode_attention(const Batch& b, const HeadShape& s, int capacity, const float* table, T* qkv, T* cache,
+                          T* o) {
         const Range range(*this, "decode_attention");
-        cuda::decode_attention<T>(stream(), b.N, {s.H, s.KV}, capacity, b.mask_pair, b.positions, qkv, cache, o);
+        ORPO_CHECK(b.N <= sequences_);
+        cuda::decode_attention<T>(stream(), b.N, {s.H, s.KV}, capacity, b.mask_pair, b.positions, table, qkv, cache,
+                                  parts_, arrived_, o);
     }
 
   private:
@@ -171,6 +174,9 @@ class Cuda : public CudaMemory<Store> {
     using CudaMemory<T>::gathered_;
     using CudaMemory<T>::stats_;
     using CudaMemory<T>::ids_;
+    using CudaMemory<T>::sequences_;
+    using CudaMemory<T>::parts_;
+    using CudaMemory<T>::arrived_;
     using CudaMemory<T>::norms_;
     using CudaMemory<T>::steps_;
     using CudaMemory<T>::borders_;

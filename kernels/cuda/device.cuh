@@ -3,7 +3,7 @@
 //
 // Rules that keep the kernels testable without a GPU:
 //   - shared memory is one struct a kernel: `Shared& s = shared_memory<Shared>();`, launched with sizeof(Shared);
-//   - a kernel is launched by LAUNCH only;
+//   - a kernel is launched by LAUNCH or LAUNCH_EARLY only;
 //   - PTX stands in this file only; no cooperative groups, no wgmma, no atomics on floats.
 #pragma once
 
@@ -83,6 +83,41 @@ __device__ __forceinline__ Quad<T> load_quad(const T* p) {
 template <class T>
 __device__ __forceinline__ void store_quad(T* p, const Quad<T>& quad) {
     store_vector(p, quad);
+}
+
+// A pack in four registers, as it lies in memory: the elements of a Pack<bf16> that is kept take eight.
+using Words = Vector<unsigned, 4>;
+template <class T>
+__device__ __forceinline__ Words load_words(const T* p) {
+    return load_vector<Words>(p);
+}
+template <class T>
+__device__ __forceinline__ void store_words(T* p, const Words& words) {
+#ifdef __CUDACC__
+    *reinterpret_cast<Words*>(p) = words;
+#else
+    simt::store_vector(p, &words, sizeof(words));
+#endif
+}
+// The same for what no other warp will read: it leaves L1 to others. Not ".nc", which the compiler moves behind
+// await_kernels_before().
+template <class T>
+__device__ __forceinline__ Words load_words_once(const T* p) {
+#ifdef __CUDACC__
+    Words words;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(words.v[0]), "=r"(words.v[1]), "=r"(words.v[2]), "=r"(words.v[3])
+                 : "l"(p));
+    return words;
+#else
+    return load_words(p);
+#endif
+}
+// Element e of a pack of T; e is known to the compiler.
+template <class T>
+__device__ __forceinline__ float element(const Words& words, int e) {
+    if constexpr (sizeof(T) == sizeof(float)) return __uint_as_float(words.v[e]);
+    return __uint_as_float(e % 2 == 0 ? words.v[e / 2] << 16 : words.v[e / 2] & 0xffff0000u);
 }
 
 // The block's dynamic shared memory as one struct.
@@ -180,6 +215,18 @@ __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint4& a, unsig
 #endif
 }
 
+// Adds 1 and returns what was there. Who adds later sees what this lane wrote before, and this lane what earlier ones
+// did.
+__device__ __forceinline__ int32_t arrive(int32_t* counter) {
+#ifdef __CUDACC__
+    int32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+#else
+    return atomicAdd(counter, 1);
+#endif
+}
+
 // Two floats as a pair of bf16 in one register, `low` in the low half.
 __device__ __forceinline__ unsigned pack_bf16(float low, float high) {
 #ifdef __CUDACC__
@@ -200,6 +247,20 @@ __device__ __forceinline__ void store_pair(bf16* to, unsigned pair) {
 #endif
 }
 
+// The pack of values that T holds exactly.
+template <class T>
+__device__ __forceinline__ Words words_of(const float (&x)[Pack<T>::n]) {
+    Words words;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if constexpr (sizeof(T) == sizeof(float))
+            words.v[i] = __float_as_uint(x[i]);
+        else
+            words.v[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+    }
+    return words;
+}
+
 // 2^x
 __device__ __forceinline__ float fast_exp2(float x) {
 #ifdef __CUDACC__
@@ -209,6 +270,29 @@ __device__ __forceinline__ float fast_exp2(float x) {
 #else
     return std::exp2(x);
 #endif
+}
+
+// ---- kernels that overlap -------------------------------------------------------------------------------------------
+// A kernel launched by LAUNCH_EARLY may begin while the one before it in the stream is still at work, once each of that
+// one's blocks has called let_next_kernel_begin() or ended. So every thread of it calls await_kernels_before(): until then
+// it writes nothing and reads nothing that a kernel may still be writing. As all of them wait, the end of one kernel is
+// the end of all before it. Before sm_90 the launch is a plain one and both calls are nothing.
+__device__ __forceinline__ void let_next_kernel_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void await_kernels_before() {
+#ifndef __CUDACC__
+    simt::await_kernels_before();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+// Both, for a kernel with nothing to do before.
+__device__ __forceinline__ void follow_kernels_before() {
+    let_next_kernel_begin();
+    await_kernels_before();
 }
 
 inline unsigned blocks_for(int64_t items, int per_block) {
@@ -231,20 +315,44 @@ __device__ __forceinline__ float warp_max(float x) {
 }  // namespace orpo::cuda
 
 #ifdef __CUDACC__
+namespace orpo::cuda {
+
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+                  Arguments... arguments) {
+    cudaFuncAttributes code{};
+    cudaFuncGetAttributes(&code, kernel);
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t launch{};
+    launch.gridDim = grid, launch.blockDim = block, launch.dynamicSmemBytes = shared_bytes, launch.stream = stream;
+    launch.attrs = &early;
+    launch.numAttrs = code.ptxVersion >= 90;  // otherwise the kernel was compiled without its waits
+    cudaLaunchKernelEx(&launch, kernel, static_cast<Parameters>(arguments)...);
+}
+
+}  // namespace orpo::cuda
+
 #ifdef ORPO_LAUNCH_WAITS
 // The kernel tests on a device (tests/device/) read results at once.
 namespace orpo::cuda {
 void launched(const char* kernel);  // waits; throws when the kernel failed
 }
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)            \
-    do {                                                                  \
-        (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__);     \
-        ::orpo::cuda::launched(#kernel);                                  \
-    } while (0)
+#define LAUNCHED(kernel) ::orpo::cuda::launched(#kernel)
 #else
-#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__)
+#define LAUNCHED(kernel) ((void)0)
 #endif
+#define LAUNCH(kernel, grid, block, shared_bytes, stream, ...)        \
+    do {                                                              \
+        (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__); \
+        LAUNCHED(kernel);                                             \
+    } while (0)
+#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...)                             \
+    do {                                                                                         \
+        ::orpo::cuda::launch_early(kernel, grid, block, shared_bytes, stream, __VA_ARGS__);      \
+        LAUNCHED(kernel);                                                                        \
+    } while (0)
 // More than 48 KiB of dynamic shared memory must be asked for.
 #define ALLOW_SHARED(kernel, bytes) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)
 #else
@@ -252,4 +360,9 @@ void launched(const char* kernel);  // waits; throws when the kernel failed
 // The arguments are copied now, as CUDA does.
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     ::simt::submit(#kernel, grid, block, shared_bytes, [=] { (kernel)(__VA_ARGS__); })
+#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...)    \
+    ::simt::submit(#kernel, grid, block, shared_bytes, [=] {            \
+        (kernel)(__VA_ARGS__);                                          \
+        ::simt::kernels_before_awaited();                               \
+    })
 #endif

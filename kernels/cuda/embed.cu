@@ -34,12 +34,14 @@ __device__ __forceinline__ void move_rows(unsigned packs, unsigned packs_per_row
 // E (V, C), x (N, C)
 template <class T>
 __global__ void embed_kernel(unsigned packs, unsigned packs_per_row, const int32_t* ids, const T* E, T* x) {
+    follow_kernels_before();
     move_rows(
         packs, packs_per_row, [&](unsigned n) { return ids[n]; }, E, x);
 }
 
 template <class T>
 __global__ void gather_kernel(unsigned packs, unsigned packs_per_row, const HeadRow* rows, const T* from, T* to) {
+    follow_kernels_before();
     move_rows(
         packs, packs_per_row, [&](unsigned n) { return rows[n].row; }, from, to);
 }
@@ -65,14 +67,14 @@ __global__ void cast_kernel(int64_t n, const float* x, T* y) {
 template <class T>
 void embed(Stream stream, int N, int C, const int32_t* ids, const T* E, T* x) {
     const unsigned packs_per_row = C / Pack<T>::n, packs = N * packs_per_row;
-    LAUNCH(embed_kernel<T>, dim3(blocks_for(packs, kThreads * kEach)), dim3(kThreads), 0, stream, packs, packs_per_row,
-           ids, E, x);
+    LAUNCH_EARLY(embed_kernel<T>, dim3(blocks_for(packs, kThreads * kEach)), dim3(kThreads), 0, stream, packs,
+                 packs_per_row, ids, E, x);
 }
 template <class T>
 void gather(Stream stream, int n, int C, const HeadRow* rows, const T* from, T* to) {
     const unsigned packs_per_row = C / Pack<T>::n, packs = n * packs_per_row;
-    LAUNCH(gather_kernel<T>, dim3(blocks_for(packs, kThreads * kEach)), dim3(kThreads), 0, stream, packs, packs_per_row,
-           rows, from, to);
+    LAUNCH_EARLY(gather_kernel<T>, dim3(blocks_for(packs, kThreads * kEach)), dim3(kThreads), 0, stream, packs,
+                 packs_per_row, rows, from, to);
 }
 template <class T>
 void cast(Stream stream, int64_t n, const float* x, T* y) {

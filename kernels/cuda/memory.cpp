@@ -55,6 +55,14 @@ void CudaMemory<Store>::reserve(const Limits& limits) {
         stats_ =
             allocate<float>(Category::kWorkspace, "attention row sums", int64_t{2} * limits.tokens * limits.shape.H);
     ids_ = allocate<int32_t>(Category::kWorkspace, "drawn tokens", limits.heads);
+    sequences_ = limits.sequences;
+    if (sequences_ > 0) {
+        const int64_t heads = int64_t{sequences_} * limits.shape.H;
+        parts_ =
+            allocate<float>(Category::kWorkspace, "attention over the cache", heads * kDecodeStretches * kDecodePart);
+        arrived_ = allocate<int32_t>(Category::kWorkspace, "blocks that have ended", heads);
+        if (!planning()) device_->zero(arrived_, heads * static_cast<int64_t>(sizeof(int32_t)));
+    }
     most_slots_ = kMostSlots;
     norms_ = allocate<double>(Category::kWorkspace, "norm sums", int64_t{kMostSlots} * (kNormBlocks + 1));
     steps_ = allocate<AdamwStep>(Category::kWorkspace, "AdamW steps", kMostSlots);

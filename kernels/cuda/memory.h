@@ -77,6 +77,9 @@ class CudaMemory {
     T* gathered_ = nullptr;    // (chunk, C)
     float* stats_ = nullptr;   // (H, tokens, 2)
     int32_t* ids_ = nullptr;   // (heads) drawn tokens
+    int sequences_ = 0;
+    float* parts_ = nullptr;      // (sequences, H, kDecodeStretches, kDecodePart) of decode_attention
+    int32_t* arrived_ = nullptr;  // (sequences, H) zeros between launches
     double* norms_ = nullptr;  // partial sums, then totals
     AdamwStep* steps_ = nullptr;
     float* staged_ = nullptr;  // (kStaged)

@@ -123,10 +123,16 @@ void adamw(Stream stream, int slots, int64_t n, const AdamwStep* steps, float* p
 template <class T>
 void cache_append(Stream stream, int N, Heads heads, int capacity, const int32_t* mask_pair, const int32_t* positions,
                   const T* qkv, T* cache);
+// qkv before rope; appends its K and V. What was in the cache before the batch was uploaded is read before the kernel
+// before has ended, as are positions, mask_pair and table. The keys of a (row, head) are cut into stretches, joined
+// through parts (N, H, kDecodeStretches, kDecodePart) and arrived (N, H), which is zeros before and after.
+inline constexpr int kDecodeStretches = 16, kDecodePart = 72;  // 64 sums, the largest score, the sum of weights
 template <class T>
 void decode_attention(Stream stream, int N, Heads heads, int capacity, const int32_t* mask_pair,
-                      const int32_t* positions, const T* qkv, const T* cache, T* o);
-// y (N, out) = x (N, in) W^T for a few rows: reads W once. in is a multiple of 8. Y: T or float.
+                      const int32_t* positions, const float* table, const T* qkv, T* cache, float* parts,
+                      int32_t* arrived, T* o);
+// y (N, out) = x (N, in) W^T for a few rows: reads W once, and begins to before the kernel before has ended. in is a
+// multiple of 8. Y: T or float.
 template <class T, class Y>
 void gemv(Stream stream, int N, int out, int in, const T* x, const T* W, Y* y);
 

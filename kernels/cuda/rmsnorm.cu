@@ -91,6 +91,7 @@ __device__ __forceinline__ float inverse_rms(int quads, const Quad<X> (&x)[V], f
 template <int W, int V, class T>
 __global__ void __launch_bounds__(32 * kWarps)
     rmsnorm_kernel(int N, int quads, float eps, const T* x, const float* w, T* y, int ldy, float* r) {
+    follow_kernels_before();
     const int n = row_of_block<W>();
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
@@ -108,6 +109,7 @@ template <int W, int V, class T, bool Low>
 __global__ void __launch_bounds__(32 * kWarps)
     add_rmsnorm_kernel(int N, int quads, float eps, const T* x, const T* x_low, const T* d, const float* w, T* x2,
                        T* x2_low, T* y, int ldy, float* r) {
+    follow_kernels_before();
     const int n = row_of_block<W>();
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
@@ -221,8 +223,8 @@ void rmsnorm(Stream stream, int N, int C, double eps, const T* x, const float* w
     const float e = static_cast<float>(eps);
     with_row(quads, [&](auto warps, auto each) {
         constexpr int W = decltype(warps)::value, V = decltype(each)::value;
-        LAUNCH((rmsnorm_kernel<W, V, T>), grid_for<W>(N), block_for<W>(), shared_for<W>(), stream, N, quads, e, x, w, y,
-               ldy, r);
+        LAUNCH_EARLY((rmsnorm_kernel<W, V, T>), grid_for<W>(N), block_for<W>(), shared_for<W>(), stream, N, quads, e, x,
+                     w, y, ldy, r);
     });
 }
 template <class T>
@@ -234,12 +236,12 @@ void add_rmsnorm(Stream stream, int N, int C, double eps, const T* x, const T* d
         constexpr int W = decltype(warps)::value, V = decltype(each)::value;
         if constexpr (sizeof(T) < sizeof(float))
             if (x2_low) {
-                LAUNCH((add_rmsnorm_kernel<W, V, T, true>), grid_for<W>(N), block_for<W>(), shared_for<W>(), stream, N,
-                       quads, e, x, x_low, d, w, x2, x2_low, y, ldy, r);
+                LAUNCH_EARLY((add_rmsnorm_kernel<W, V, T, true>), grid_for<W>(N), block_for<W>(), shared_for<W>(),
+                             stream, N, quads, e, x, x_low, d, w, x2, x2_low, y, ldy, r);
                 return;
             }
-        LAUNCH((add_rmsnorm_kernel<W, V, T, false>), grid_for<W>(N), block_for<W>(), shared_for<W>(), stream, N, quads,
-               e, x, x_low, d, w, x2, x2_low, y, ldy, r);
+        LAUNCH_EARLY((add_rmsnorm_kernel<W, V, T, false>), grid_for<W>(N), block_for<W>(), shared_for<W>(), stream, N,
+                     quads, e, x, x_low, d, w, x2, x2_low, y, ldy, r);
     });
 }
 template <class T>

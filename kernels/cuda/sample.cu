@@ -113,12 +113,14 @@ __device__ __forceinline__ Place find(Shared& s, const float* z, int V, Sum targ
 // grid (n): few blocks, so that none has to save registers for others on its multiprocessor.
 __global__ void __launch_bounds__(kThreads, 1)
     sample_kernel(int V, const HeadRow* rows, const float* logits, Draw draw, int32_t* ids) {
+    follow_kernels_before();
     Shared& s = shared_memory<Shared>();
     const int t = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.x);
     const float* z = logits + int64_t{row} * V;
 
     // The likeliest token, the lowest id among equals: the least (key, id).
     Sum least = ~Sum{0};
+#pragma unroll 16
     for (int v = t; v < V; v += kThreads) {
         const Sum token = Sum{rank_key(z[v])} << 32 | static_cast<unsigned>(v);
         if (token < least) least = token;
@@ -176,7 +178,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 void sample(Stream stream, int n, int V, const HeadRow* rows, const float* z, const Draw& draw, int32_t* ids) {
-    LAUNCH(sample_kernel, dim3(static_cast<unsigned>(n)), dim3(kThreads), sizeof(Shared), stream, V, rows, z, draw, ids);
+    LAUNCH_EARLY(sample_kernel, dim3(static_cast<unsigned>(n)), dim3(kThreads), sizeof(Shared), stream, V, rows, z, draw, ids);
 }
 
 }  // namespace orpo::cuda

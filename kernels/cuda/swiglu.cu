@@ -15,6 +15,7 @@ __device__ __forceinline__ float sigma(float x) { return 1.0f / (1.0f + fast_exp
 
 template <class T>
 __global__ void swiglu_kernel(int64_t packs, int packs_per_row, const T* gu, T* h) {
+    follow_kernels_before();
     constexpr int P = Pack<T>::n;
     const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
     if (i >= packs) return;
@@ -54,8 +55,8 @@ __global__ void swiglu_backward_kernel(int64_t packs, int packs_per_row, const T
 template <class T>
 void swiglu(Stream stream, int N, int I, const T* gu, T* h) {
     const int64_t packs = int64_t{N} * I / Pack<T>::n;
-    LAUNCH(swiglu_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs, I / Pack<T>::n, gu,
-           h);
+    LAUNCH_EARLY(swiglu_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs, I / Pack<T>::n,
+                 gu, h);
 }
 template <class T>
 void swiglu_backward(Stream stream, int N, int I, const T* dh, T* gu, T* h) {

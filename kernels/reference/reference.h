@@ -305,8 +305,11 @@ class Reference {
             std::copy_n(qkv + int64_t{n} * shape.width() + H * HS, 2 * KV * HS,
                         cache + (int64_t{b.mask_pair[n] / 2} * capacity + b.positions[n]) * 2 * KV * HS);
     }
-    void decode_attention(const Batch& b, const HeadShape& shape, int capacity, const T* qkv, const T* cache, T* o) {
+    void decode_attention(const Batch& b, const HeadShape& shape, int capacity, const F* table, T* qkv, T* cache,
+                          T* o) {
         const auto [H, KV, HS] = shape;
+        rope(b, shape, table, 1, qkv);
+        cache_append(b, shape, capacity, qkv, cache);
         for (int n = 0; n < b.N; ++n) {
             const T* rows = cache + int64_t{b.mask_pair[n] / 2} * capacity * 2 * KV * HS;
             const int count = b.positions[n] + 1;

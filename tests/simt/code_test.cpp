@@ -24,6 +24,7 @@ constexpr Bound kBounds[] = {
     {"dkv_kernel<1>", 168},
     {"dkv_kernel<2>", 255},  // one of eight
     {"dq_kernel", 128},
+    {"decode_attention_kernel", 128},  // of eight warps, whose loads are to be on their way
     // Up to four rows in registers: x, dy, dx and w. Four blocks of four warps.
     {"rmsnorm_backward_kernel", 112},
     {"add_rmsnorm_kernel<1, 5", 112},

@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "kernels/reference/reference.h"
+#include "kernels/rope_table.h"
 #include "tests/simt/kernel_case.h"
 
 using namespace orpo;
@@ -39,22 +40,50 @@ void check_decode(Heads heads, const std::vector<int32_t>& sequences, const std:
         for (int p = 0; p < positions[n]; ++p) seen[int64_t{sequences[n]} * capacity + p] = true;
     for (size_t i = 0; i < cache.size(); ++i)
         if (!seen[i / row]) cache[i] = NAN;
+    // The row's q and k are turned and rounded to T before they are used; a table of no turns then leaves them alone.
+    auto turned = qkv;
+    Reference<double> reference;
+    reference.rope(batch, shape, rope_table<double>(capacity, 64, 10000).data(), 1, turned.data());
+    turned = rounded<T>(turned);
+    std::vector<double> still(static_cast<size_t>(capacity) * 64);
+    for (size_t i = 0; i < still.size(); i += 2) still[i] = 1;
     auto appended = cache;
     std::vector<double> o(static_cast<size_t>(N) * heads.H * 64);
-    Reference<double> reference;
-    reference.cache_append(batch, shape, capacity, qkv.data(), appended.data());
-    reference.decode_attention(batch, shape, capacity, qkv.data(), appended.data(), o.data());
+    reference.decode_attention(batch, shape, capacity, still.data(), turned.data(), appended.data(), o.data());
 
     const simt::Guarded<T> gqkv(stored<T>(qkv));
     const simt::Guarded<int32_t> mask_pair(batch.mask_pair), gpositions(batch.positions);
+    const simt::Guarded<float> table(rope_table<float>(capacity, 64, 10000));
+    const simt::Guarded<T> gturned(stored<T>(turned));
     under_every_schedule([&] {
+        simt::Guarded<T> by_itself(stored<T>(cache));
+        cuda::cache_append<T>(nullptr, N, heads, capacity, mask_pair.data(), gpositions.data(), gturned.data(),
+                              by_itself.data());
+        check_bits(by_itself, stored<T>(appended));
+
         simt::Guarded<T> gcache(stored<T>(cache)), go(o.size());
-        cuda::cache_append<T>(nullptr, N, heads, capacity, mask_pair.data(), gpositions.data(), gqkv.data(),
-                              gcache.data());
-        check_bits(gcache, stored<T>(appended));
-        cuda::decode_attention<T>(nullptr, N, heads, capacity, mask_pair.data(), gpositions.data(), gqkv.data(),
-                                  gcache.data(), go.data());
-        check_elements(go, o, sizeof(T) == 2 ? 1.0 / 256 : 2e-5);
+        simt::Guarded<float> parts(static_cast<size_t>(N) * heads.H * kDecodeStretches * kDecodePart);
+        simt::Guarded<int32_t> arrived(std::vector<int32_t>(static_cast<size_t>(N) * heads.H));
+        for (int again = 0; again < 2; ++again) {
+            cuda::decode_attention<T>(nullptr, N, heads, capacity, mask_pair.data(), gpositions.data(), table.data(),
+                                      gqkv.data(), gcache.data(), parts.data(), arrived.data(), go.data());
+            check_elements(go, o, sizeof(T) == 2 ? 1.0 / 128 : 2e-5);
+        }
+        CHECK(parts.intact());
+        check_bits(arrived, std::vector<int32_t>(arrived.size()));
+        CHECK(gcache.intact());
+        // Only the new rows changed; a key may have been rounded the other way.
+        const auto got = widened(gcache.values()), before = rounded<T>(cache);
+        double error = 0;
+        for (size_t i = 0; i < got.size(); ++i) {
+            const bool fresh = std::isnan(before[i]) && !std::isnan(appended[i]);
+            const bool same = got[i] == before[i] || (std::isnan(got[i]) && std::isnan(before[i]));
+            if (!fresh)
+                error = same ? error : INFINITY;
+            else
+                error = std::max(error, std::abs(got[i] - appended[i]) / (std::abs(appended[i]) + 0.1));
+        }
+        CHECK(error <= element_tolerance<T>());
     });
 }
 
@@ -85,6 +114,10 @@ TEST_CASE_TEMPLATE("cache_append and decode_attention: fewer keys than warps, an
     check_decode<T>({2, 1}, {1, 0, 2}, {0, 3, 7}, 9);
     check_decode<T>({4, 2}, {3, 1, 0}, {8, 40, 41}, 42);
 }
+TEST_CASE_TEMPLATE("decode_attention: keys of several blocks", T, float, bf16) {
+    check_decode<T>({1, 1}, {0, 2, 1}, {127, 128, 300}, 301);
+    check_decode<T>({2, 1}, {0}, {2304}, 2400);  // ten stretches of 256 keys, the last of one
+}
 TEST_CASE_TEMPLATE("cache_append and decode_attention: SmolLM2's heads", T, float, bf16) {
     check_decode<T>({9, 3}, {0, 1}, {25, 9}, 32);
     check_decode<T>({15, 5}, {1, 0}, {6, 17}, 20);
@@ -101,14 +134,17 @@ TEST_CASE_TEMPLATE("cache_append: a whole prompt; rows of no sequence leave the 
     for (int n = 0; n < 5; ++n)
         std::copy_n(&qkv[n * width + 192], 128, &expected[(sequence[n] * capacity + position[n]) * 128]);
     const simt::Guarded<T> gqkv(qkv);
+    const simt::Guarded<float> table(rope_table<float>(capacity, 64, 10000));
     const simt::Guarded<int32_t> gmask_pair(mask_pair), gpositions(positions);
     under_every_schedule([&] {
         simt::Guarded<T> cache(expected.size()), o(7 * 192);
         cuda::cache_append<T>(nullptr, 7, heads, capacity, gmask_pair.data(), gpositions.data(), gqkv.data(),
                               cache.data());
         check_bits(cache, expected);
-        cuda::decode_attention<T>(nullptr, 7, heads, capacity, gmask_pair.data(), gpositions.data(), gqkv.data(),
-                                  cache.data(), o.data());
+        simt::Guarded<float> parts(7 * 3 * kDecodeStretches * kDecodePart);
+        simt::Guarded<int32_t> arrived(std::vector<int32_t>(7 * 3));
+        cuda::decode_attention<T>(nullptr, 7, heads, capacity, gmask_pair.data(), gpositions.data(), table.data(),
+                                  gqkv.data(), cache.data(), parts.data(), arrived.data(), o.data());
         const auto got = widened(o.values());
         CHECK(std::all_of(got.begin(), got.end(), [](double x) { return std::isfinite(x); }));
         CHECK(std::all_of(got.begin() + 5 * 192, got.end(), [](double x) { return x == 0; }));

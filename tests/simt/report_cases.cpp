@@ -267,8 +267,10 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
     add("decode_attention", Phase::kDecode,
         {{kContext * 2.0 * s.KV * 64 * E + O * E + 8, O * E, 4.0 * kContext * O, L}}, [=](Memory& m) {
             decode_attention<bf16>(nullptr, 1, heads, kContext, m.take<int32_t>(1),
-                                   m.take(std::vector<int32_t>{kContext - 1}), m.take<bf16>(s.width()),
-                                   m.take<bf16>(int64_t{kContext} * 2 * s.KV * 64), m.take<bf16>(s.H * 64));
+                                   m.take(std::vector<int32_t>{kContext - 1}), m.take<float>(kContext * 64),
+                                   m.take<bf16>(s.width()), m.take<bf16>(int64_t{kContext} * 2 * s.KV * 64),
+                                   m.take<float>(int64_t{s.H} * kDecodeStretches * kDecodePart), m.take<int32_t>(s.H),
+                                   m.take<bf16>(s.H * 64));
         });
     return cases;
 }

@@ -80,6 +80,9 @@ void diverging() {
     __syncwarp(0xffffffffu);
 }
 
+void waits_below(int lanes) {
+    if (static_cast<int>(threadIdx.x) < lanes) await_kernels_before();
+}
 void reads_unwritten(float* y) {
     struct Shared {
         float v[32];
@@ -147,6 +150,13 @@ TEST_CASE("a divergent barrier, too little shared memory and unwritten shared me
     CHECK_THROWS_AS(LAUNCH(reads_unwritten, dim3(1), dim3(32), 64, nullptr, yp), simt::Fault);
     LAUNCH(reads_unwritten, dim3(1), dim3(32), 128, nullptr, yp);
     for (int i = 0; i < 32; ++i) CHECK(std::isnan(y[i]));
+}
+
+TEST_CASE("a kernel that is launched early and does not wait for the kernels before is reported") {
+    simt::machine().schedule = {};
+    LAUNCH_EARLY(waits_below, dim3(1), dim3(32), 0, nullptr, 32);
+    CHECK_THROWS_AS(LAUNCH_EARLY(waits_below, dim3(1), dim3(32), 0, nullptr, 31), simt::Fault);
+    LAUNCH(waits_below, dim3(1), dim3(32), 0, nullptr, 0);
 }
 
 TEST_CASE("bfloat16 rounds to nearest even and keeps NaN") {

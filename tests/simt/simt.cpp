@@ -76,6 +76,7 @@ void prepare(Thread& t) {
     t.exchanges = 0;
     t.waits = 0;
     t.commits = 0;
+    t.awaited = false;
     t.copies.clear();
 }
 
@@ -203,6 +204,12 @@ void cp_async(void* to, const void* from, int bytes, bool zero) {
     // An early copy stays in the list too: it must still be waited for, and lands again at its wait (same bytes unless
     // somebody overwrote the target meanwhile, which is the race to be seen).
     m.self->copies.push_back(copy);
+}
+
+void await_kernels_before() { machine().self->awaited = true; }
+void kernels_before_awaited() {
+    if (!machine().self->awaited)
+        fail("a thread of a kernel that is launched early does not wait for the kernels before");
 }
 
 uint4 ldmatrix_x4(const void* row, bool transposed, int line) {

@@ -135,6 +135,7 @@ struct Thread {
     uint32_t exchanges = 0;
     uint32_t waits = 0;  // barriers passed, of the block and of the warp
     int commits = 0;
+    bool awaited = false;  // the kernels before
     std::vector<AsyncCopy> copies;
 };
 
@@ -246,6 +247,13 @@ void cp_wait(int keep, const char* file, int line);  // all but the last `keep` 
 //   commit      cp_async_commit: not there
 void block_barrier(const char* file, int line);
 void warp_barrier(uint32_t mask, const char* file, int line);
+
+// ---- kernels that overlap -------------------------------------------------------------------------------------------
+
+// Launches run one after the other here, so that only this can be seen: a kernel that is launched early and has a
+// thread that ends without waiting for the kernels before.
+void await_kernels_before();
+void kernels_before_awaited();  // at the end of such a thread
 
 // ---- ldmatrix and mma -----------------------------------------------------------------------------------------------
 
