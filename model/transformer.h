@@ -247,12 +247,11 @@ class Transformer {
             const T* p = params(run.slot);
             F* grads = gradients_ + run.slot * lora_.slot_size();
             T* dS = dS_ + first * group.width;
-            for (const LoraTarget& t : group.targets) {
-                const T* dyt = dy + first * group.out + t.out_offset;
-                k_.gemm_tn(t.out, R, run.rows, dyt, group.out, S + t.rank_offset, group.width, grads + t.b, R);
-                k_.gemm_nn(run.rows, R, t.out, scale, dyt, group.out, p + t.b, R, dS + t.rank_offset, group.width,
-                           false);
-            }
+            given_.clear();
+            for (const LoraTarget& t : group.targets)
+                given_.push_back({t.out_offset, t.out, R, S + t.rank_offset, p + t.b, grads + t.b, dS + t.rank_offset,
+                                  group.width});
+            k_.low_rank_backward(run.rows, scale, dy + first * group.out, group.out, given_);
             k_.gemm_tn(group.width, group.in, run.rows, dS, group.width, xd, group.in, grads + group.a, group.in);
             if (!dropping(run.slot))
                 added_.push_back(
@@ -347,7 +346,7 @@ class Transformer {
         }
         rope_ = k_.template allocate<F>(Category::kWorkspace, "rope table",
                                         int64_t{sizes_.max_positions} * (shape_.HS / 2) * 2);
-        k_.reserve({sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing});
+        k_.reserve({sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing, lora_.R()});
         if (k_.planning()) return;
         const std::vector<F> table = rope_table<F>(sizes_.max_positions, shape_.HS, cfg_.rope_theta);
         k_.write(static_cast<int64_t>(table.size()), table.data(), rope_);
@@ -379,6 +378,7 @@ class Transformer {
     // The micro-batch of the last forward().
     const Batch* batch_ = nullptr;
     std::vector<LowRank<T>> added_;  // of the linear that is being made
+    std::vector<LowRankGradient<T, F>> given_;  // to its terms
     const T* adapters_ = nullptr;
     F* gradients_ = nullptr;
     Mode mode_ = Mode::kEvaluate;

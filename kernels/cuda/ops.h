@@ -7,6 +7,7 @@
 
 #include "kernels/batch.h"
 #include "kernels/bf16.h"
+#include "kernels/low_rank.h"
 
 struct CUstream_st;
 
@@ -32,6 +33,15 @@ struct QueryTile {
 struct KeyTile {
     int32_t k0 = 0, k1 = 0, own1 = 0, extra0 = 0, extra1 = 0, unused = 0;
 };
+
+// --- low_rank.cu. dy (N, *) at distance ldy; n terms of one R
+using LowRankTerm = LowRankGradient<bf16, float>;
+// Floats of scratch for N rows, no more for fewer; 0: the kernels are not made for these shapes.
+int64_t low_rank_scratch(int N, int n, const LowRankTerm* terms);
+// The arrays begin and their rows follow each other where the kernels can read them.
+bool low_rank_fits(const bf16* dy, int ldy, int n, const LowRankTerm* terms);
+void low_rank_backward(Stream stream, int N, double scale, const bf16* dy, int ldy, int n, const LowRankTerm* terms,
+                       float* scratch);
 
 // --- embed.cu
 // E (V, C), ids (N), x (N, C)
