@@ -21,10 +21,11 @@ template <class T, class F>
 struct LowRankGradient {
     int column, columns, R;
     const T* S;  // (N, R) at distance lds
+    int lds;
     const T* B;  // (columns, R)
     F* dB;       // (columns, R)
-    T* dS;       // (N, R) at distance lds
-    int lds;
+    T* dS;       // (N, R) at distance ldds
+    int ldds;
 };
 
 // By two products for each term: how low_rank_backward (kernels/kernels.h) is done where one reading of dy saves nothing.
@@ -32,7 +33,7 @@ template <class K, class Gradients>
 void low_rank_products(K& k, int N, double scale, const typename K::T* dy, int ldy, const Gradients& gradients) {
     for (const auto& g : gradients) {
         k.gemm_tn(g.columns, g.R, N, dy + g.column, ldy, g.S, g.lds, g.dB, g.R);
-        k.gemm_nn(N, g.R, g.columns, scale, dy + g.column, ldy, g.B, g.R, g.dS, g.lds, false);
+        k.gemm_nn(N, g.R, g.columns, scale, dy + g.column, ldy, g.B, g.R, g.dS, g.ldds, false);
     }
 }
 

@@ -139,8 +139,8 @@ class BenchOperations {
             int width = 0;
             for (const int out : widths) {
                 const int i = static_cast<int>(terms.size());
-                terms.push_back({width, out, R_, S_ + i * R_, params_ + int64_t{width} * R_, g_ + int64_t{width} * R_,
-                                 dS_ + i * R_, 3 * R_});
+                terms.push_back({width, out, R_, S_ + i * R_, 3 * R_, params_ + int64_t{width} * R_,
+                                 g_ + int64_t{width} * R_, dS_ + i * R_, 3 * R_});
                 width += out;
             }
             const double out = width, n = static_cast<double>(terms.size());

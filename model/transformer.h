@@ -249,8 +249,8 @@ class Transformer {
             T* dS = dS_ + first * group.width;
             given_.clear();
             for (const LoraTarget& t : group.targets)
-                given_.push_back({t.out_offset, t.out, R, S + t.rank_offset, p + t.b, grads + t.b, dS + t.rank_offset,
-                                  group.width});
+                given_.push_back({t.out_offset, t.out, R, S + t.rank_offset, group.width, p + t.b, grads + t.b,
+                                  dS + t.rank_offset, group.width});
             k_.low_rank_backward(run.rows, scale, dy + first * group.out, group.out, given_);
             k_.gemm_tn(group.width, group.in, run.rows, dS, group.width, xd, group.in, grads + group.a, group.in);
             if (!dropping(run.slot))

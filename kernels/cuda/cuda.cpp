@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "kernels/cuda/low_rank_cut.h"
 #include "kernels/sample.h"
 
 namespace orpo::cuda {

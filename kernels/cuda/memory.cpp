@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/cuda/low_rank_cut.h"
 
 namespace orpo::cuda {
 
@@ -24,7 +25,7 @@ int64_t low_rank_floats(const Limits& l) {
         for (unsigned chosen = 1; chosen < 1u << group.size(); ++chosen) {
             std::vector<LowRankTerm> terms;
             for (size_t i = 0; i < group.size(); ++i)
-                if (chosen >> i & 1) terms.push_back({0, group[i], l.R, nullptr, nullptr, nullptr, nullptr, 0});
+                if (chosen >> i & 1) terms.push_back({0, group[i], l.R, nullptr, 0, nullptr, nullptr, nullptr, 0});
             most = std::max(most, low_rank_scratch(l.tokens, static_cast<int>(terms.size()), terms.data()));
         }
     return most;

@@ -36,10 +36,9 @@ struct KeyTile {
 
 // --- low_rank.cu. dy (N, *) at distance ldy; n terms of one R
 using LowRankTerm = LowRankGradient<bf16, float>;
-// Floats of scratch for N rows, no more for fewer; 0: the kernels are not made for these shapes.
-int64_t low_rank_scratch(int N, int n, const LowRankTerm* terms);
-// The arrays begin and their rows follow each other where the kernels can read them.
+// The arrays begin, and their rows follow each other, where the kernels can read them.
 bool low_rank_fits(const bf16* dy, int ldy, int n, const LowRankTerm* terms);
+// scratch: low_rank_cut.h
 void low_rank_backward(Stream stream, int N, double scale, const bf16* dy, int ldy, int n, const LowRankTerm* terms,
                        float* scratch);
 

@@ -23,6 +23,9 @@ constexpr Bound kBounds[] = {
     {"dq_kernel", 255},
     {"dkv_kernel", 255},
     {"attention_kernel", 168},  // three
+    // dB of 64 columns a warp, and their rows of B. Two blocks of eight warps; one at rank 32.
+    {"low_rank_kernel<32", 255},
+    {"low_rank_kernel", 128},
     // A row of 2048 channels in registers.
     {"rmsnorm_backward_kernel<16", 192},
     {"rmsnorm_backward_kernel<8", 128},
