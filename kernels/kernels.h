@@ -18,7 +18,8 @@
 //
 // Determinism: every output element is the sum of its terms in one fixed order that does not depend on the number of
 // threads nor, for products over features (linear, gemm_nt, gemm_nn, attention, norms, head), on the number of rows.
-// Two runs give the same bits. Sums over rows (gemm_tn, squared_norms) have an order fixed by the shapes.
+// Two runs give the same bits. Sums over rows (gemm_tn, low_rank_backward's dB,
+// squared_norms) have an order fixed by the shapes.
 // Calls are in order; on a device they may still be running when they return. k.read waits.
 // A backend may also have push_range(name, number) and pop_range(), for profilers (kernels/range.h).
 //
@@ -28,7 +29,8 @@
 //   gemm_nt            C = a A B^T + (accumulate ? C : 0)                          2 M N K             MK + NK + MN
 //   gemm_nn            C = a A B   + (accumulate ? C : 0)                          2 M N K             MK + KN + MN
 //   gemm_tn            C += A^T B, C in F                                          2 M N K             KM + KN + 2MN
-//   embed              x[n] = E[ids[n]]                                            0                   2 N C
+//   low_rank_backward  dB += dy^T S;  dS = a dy B                                  4 N out R           N(out+2R) + 3
+//   out R embed              x[n] = E[ids[n]]                                            0                   2 N C
 //   rmsnorm            y = x r w,  r = 1 / sqrt(mean(x^2) + eps)                   4 N C               2 N C
 //   add_rmsnorm        x2 = x + d;  y = x2 r w                                     5 N C               4 N C
 //     with low parts   x2 + x2_low = x + x_low + d;  y = (x2 + x2_low) r w         7 N C               6 N C
@@ -91,6 +93,7 @@ struct Limits {
     HeadShape shape;
     bool gradients = true;  // backward operations will be called
     int sequences = 0;      // rows of decode_attention
+    int R = 0;              // of the adapters that low_rank_backward will be called for
 };
 
 // One adapter slot's part of an AdamW step. torch.optim.AdamW:
@@ -120,7 +123,8 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
                            const typename K::Batch& b, const MicroBatch& mb, const RowReader& reader, Limits limits,
                            HeadShape h, int n, int64_t n64, double s, bool flag, uint32_t u, const AdamwSlot* slots,
                            std::string name, const Draw& draw, int32_t* ids,
-                           std::span<const LowRank<typename K::T>> added) {
+                           std::span<const LowRank<typename K::T>> added,
+                           std::span<const LowRankGradient<typename K::T, typename K::F>> low_rank) {
     // --- memory: all of it before the first step. While planning, allocate returns null and write/zero do nothing.
     { k.planning() } -> std::convertible_to<bool>;
     { k.memory() } -> std::convertible_to<const MemoryTable&>;
@@ -164,6 +168,8 @@ concept Kernels = requires(K k, typename K::T* y, const typename K::T* x, typena
     k.gemm_nn(n, n, n, s, x, n, x, n, y, n, flag);
     // M, N, K, A (K, M) lda, B (K, N) ldb, C (M, N) ldc in F, always added to
     k.gemm_tn(n, n, n, x, n, x, n, f, n);
+    // N, scale, dy (N, *) ldy, terms of one R whose columns and dS do not overlap: their dB added to, their dS written
+    k.low_rank_backward(n, s, x, n, low_rank);
 
     // --- layers.  E (V, C), x (N, C)
     k.embed(b, W, y);

@@ -57,7 +57,7 @@ class BenchOperations {
         qkv_ = act("qkv", N * shape_.width()), dqkv_ = act("dqkv", N * shape_.width());
         o_ = act("o", N * attention), d_o_ = act("d_o", N * attention);
         gu_ = act("gu", N * 2 * c_.I), h_ = act("h", N * c_.I), wide_ = act("wide", std::max(N * widest, kStaged));
-        S_ = act("S", N * 3 * R_), U_ = act("U", int64_t{heads_} * c_.C);
+        S_ = act("S", N * 3 * R_), dS_ = act("dS", N * 3 * R_), U_ = act("U", int64_t{heads_} * c_.C);
         parameters_n_ = int64_t{3} * R_ * widest;
         params_ = act("A, B", parameters_n_);
         cache_ = act("cache", int64_t{cached_ + 1} * 2 * c_.KV * c_.HS);
@@ -69,7 +69,7 @@ class BenchOperations {
         coefficients_ = k_.template allocate<double>(Category::kActivations, "coefficients", heads_);
         positions_ = std::max(s.positions, cached_ + 1);
         table_ = full("table", int64_t{positions_} * c_.HS);
-        k_.reserve({std::max(N_, 64), std::max(heads_, 64), c_.C, c_.I, c_.V, shape_, true, 1});
+        k_.reserve({std::max(N_, 64), std::max(heads_, 64), c_.C, c_.I, c_.V, shape_, true, 1, R_});
         if (k_.planning()) return;
         k_.upload(s.batch, batch_);
         k_.upload(one_token(), one_);
@@ -132,6 +132,21 @@ class BenchOperations {
             [&] { k_.gemm_tn(3 * R_, c_.C, batch_.N, S_, 3 * R_, x_, c_.C, g_, c_.C); });
         row("gemm_tn", "lora dB", 2 * N * C * R, t * (N * C + N * R) + 2 * f * R * C,
             [&] { k_.gemm_tn(c_.C, R_, batch_.N, d_, c_.C, S_, 3 * R_, g_, R_); });
+        const int q = c_.H * c_.HS, kv = c_.KV * c_.HS;
+        for (const auto& [name, dy, widths] : {std::tuple{"lora dB, dS: qkv", dqkv_, std::vector{q, kv, kv}},
+                                               {"lora dB, dS: gate|up", wide_, std::vector{c_.I, c_.I}}}) {
+            std::vector<LowRankGradient<T, F>> terms;
+            int width = 0;
+            for (const int out : widths) {
+                const int i = static_cast<int>(terms.size());
+                terms.push_back({width, out, R_, S_ + i * R_, 3 * R_, params_ + int64_t{width} * R_,
+                                 g_ + int64_t{width} * R_, dS_ + i * R_, 3 * R_});
+                width += out;
+            }
+            const double out = width, n = static_cast<double>(terms.size());
+            row("low_rank_backward", name, 4 * N * out * R, t * (N * (out + 2 * n * R) + out * R) + 2 * f * out * R,
+                [&, dy = dy, width = width] { k_.low_rank_backward(batch_.N, 2, dy, width, terms); });
+        }
         row("embed", "", 0, 2 * t * N * C, [&] { k_.embed(batch_, head_w_, y_); });
         row("rmsnorm", "", 4 * N * C, 2 * t * N * C,
             [&] { k_.rmsnorm(batch_.N, c_.C, c_.rms_eps, x_, w_, y_, c_.C, r_); });
@@ -240,7 +255,7 @@ class BenchOperations {
     int64_t cols_ = 0, parameters_n_ = 0;
     typename K::Weight qkv_w_, out_w_, gate_up_w_, down_w_, head_w_;
     T *x_ = nullptr, *d_ = nullptr, *y_ = nullptr, *dx_ = nullptr, *qkv_ = nullptr, *dqkv_ = nullptr, *o_ = nullptr,
-      *d_o_ = nullptr, *gu_ = nullptr, *h_ = nullptr, *wide_ = nullptr, *S_ = nullptr, *U_ = nullptr,
+      *d_o_ = nullptr, *gu_ = nullptr, *h_ = nullptr, *wide_ = nullptr, *S_ = nullptr, *dS_ = nullptr, *U_ = nullptr,
       *params_ = nullptr, *cache_ = nullptr;
     F *r_ = nullptr, *lse_ = nullptr, *w_ = nullptr, *staged_ = nullptr, *z_ = nullptr, *p_ = nullptr, *g_ = nullptr,
       *m_ = nullptr, *v_ = nullptr, *table_ = nullptr;

@@ -225,15 +225,14 @@ class Transformer {
     void linear(int l, Group g, const typename K::Weight& W, T* x, T* y) {
         lora_in(l, g, x);
         const LoraGroup& group = lora_.group(l, g);
+        if (borders_[g].columns > 0) return k_.linear(batch_->N, x, W, y);
         added_.clear();
-        for (const SlotRun& run : batch_->runs) {
-            if (borders_[g].columns > 0) break;
+        for (const SlotRun& run : batch_->runs)
             for (const LoraTarget& t : group.targets) {
                 const T* S = saved(l).S[g] + int64_t{run.first} * group.width + t.rank_offset;
                 added_.push_back({run.first, run.rows, t.out_offset, t.out, lora_.R(), S, group.width,
                                   params(run.slot) + t.b, lora_.R()});
             }
-        }
         k_.linear(batch_->N, x, W, y, added_);
     }
     void lora_in(int l, Group g, T* x) {
@@ -261,12 +260,11 @@ class Transformer {
             const T* p = params(run.slot);
             F* grads = gradients_ + run.slot * lora_.slot_size();
             const auto [dS, ldds] = gradient_of_S(g, run, group.width);
-            for (const LoraTarget& t : group.targets) {
-                const T* dyt = dy + int64_t{run.first} * lddy + t.out_offset;
-                k_.gemm_tn(t.out, R, run.rows, dyt, lddy, S + t.rank_offset, group.width, grads + t.b, R);
-                k_.gemm_nn(run.rows, R, t.out, slots_[run.slot].scale, dyt, lddy, p + t.b, R, dS + t.rank_offset, ldds,
-                           false);
-            }
+            given_.clear();
+            for (const LoraTarget& t : group.targets)
+                given_.push_back({t.out_offset, t.out, R, S + t.rank_offset, group.width, p + t.b, grads + t.b,
+                                  dS + t.rank_offset, ldds});
+            k_.low_rank_backward(run.rows, slots_[run.slot].scale, dy + int64_t{run.first} * lddy, lddy, given_);
             if (borders_[g].rows == 0 && !dropping(run.slot))
                 added_.push_back({run.first, run.rows, 0, group.in, group.width, dS, ldds, p + group.a, group.in});
         }
@@ -377,8 +375,8 @@ class Transformer {
         rope_ = k_.template allocate<F>(Category::kWorkspace, "rope table",
                                         int64_t{sizes_.max_positions} * (shape_.HS / 2) * 2);
         place_borders();
-        k_.reserve(
-            {sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing, sizes_.sequences});
+        k_.reserve({sizes_.tokens, sizes_.heads, cfg_.C, cfg_.I, cfg_.V, shape_, keep != Keep::kNothing,
+                    sizes_.sequences, lora_.R()});
         if (k_.planning()) return;
         const std::vector<F> table = rope_table<F>(sizes_.max_positions, shape_.HS, cfg_.rope_theta);
         k_.write(static_cast<int64_t>(table.size()), table.data(), rope_);
@@ -432,7 +430,8 @@ class Transformer {
 
     // The micro-batch of the last forward().
     const Batch* batch_ = nullptr;
-    std::vector<LowRank<T>> added_;  // of the linear that is being made
+    std::vector<LowRank<T>> added_;             // of the linear that is being made
+    std::vector<LowRankGradient<T, F>> given_;  // to its terms
     const T* adapters_ = nullptr;
     F* gradients_ = nullptr;
     Mode mode_ = Mode::kEvaluate;

@@ -47,6 +47,12 @@ class Timed : public K {
     void gemm_tn(int M, int N, int C, More... more) {
         count(M <= N ? "lora dA" : "lora dB", 2.0 * M * N * C, [&] { K::gemm_tn(M, N, C, more...); });
     }
+    void low_rank_backward(int N, double scale, const T* dy, int ldy,
+                           std::span<const LowRankGradient<T, F>> gradients) {
+        double flops = 0;
+        for (const auto& g : gradients) flops += 4.0 * N * g.columns * g.R;
+        count("lora dB, dS", flops, [&] { K::low_rank_backward(N, scale, dy, ldy, gradients); });
+    }
     void attention(const Batch& b, const HeadShape& shape, const T* qkv, T* o, F* lse) {
         count("attention", 4.0 * shape.HS * shape.H * visible(b), [&] { K::attention(b, shape, qkv, o, lse); });
     }

@@ -78,6 +78,7 @@ TEST_CASE("bench kernels: every operation of the contract, with its counts") {
                              "gemm_nt",
                              "gemm_nn",
                              "gemm_tn",
+                             "low_rank_backward",
                              "embed",
                              "rmsnorm",
                              "add_rmsnorm",

@@ -79,6 +79,10 @@ class Cpu {
     void gemm_nn(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
                  bool accumulate);
     void gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int ldb, float* C, int ldc);
+    void low_rank_backward(int N, double scale, const T* dy, int ldy,
+                           std::span<const LowRankGradient<T, float>> gradients) {
+        low_rank_products(*this, N, scale, dy, ldy, gradients);
+    }
 
     // --- layers (layers.cpp)
     void embed(const Batch& b, const Weight& E, T* x);

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "kernels/cuda/low_rank_cut.h"
 #include "kernels/sample.h"
 
 namespace orpo::cuda {
@@ -190,6 +191,18 @@ void Cuda<Store>::gemm_nn(int M, int N, int K, double a, const T* A, int lda, co
 template <class Store>
 void Cuda<Store>::gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int ldb, float* C, int ldc) {
     multiply("gemm_tn", {true, false, M, N, K, lda, ldb, ldc, 1, true, kStore, Number::kFloat}, A, B, C);
+}
+template <class Store>
+void Cuda<Store>::low_rank_backward(int N, double scale, const T* dy, int ldy,
+                                    std::span<const LowRankGradient<T, float>> gradients) {
+    const Range range(*this, "low_rank_backward");
+    if constexpr (sizeof(T) == 2) {
+        const int n = static_cast<int>(gradients.size());
+        const int64_t floats = low_rank_scratch(N, n, gradients.data());
+        if (floats > 0 && floats <= low_rank_floats_ && low_rank_fits(dy, ldy, n, gradients.data()))
+            return cuda::low_rank_backward(stream(), N, scale, dy, ldy, n, gradients.data(), low_rank_);
+    }
+    low_rank_products(*this, N, scale, dy, ldy, gradients);
 }
 
 // --- the head: logits of a chunk of rows, then softmax - onehot in their place, then U.

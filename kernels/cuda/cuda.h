@@ -72,6 +72,8 @@ class Cuda : public CudaMemory<Store> {
     void gemm_nn(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,
                  bool accumulate);
     void gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int ldb, float* C, int ldc);
+    void low_rank_backward(int N, double scale, const T* dy, int ldy,
+                           std::span<const LowRankGradient<T, float>> gradients);
 
     // --- layers
     void embed(const Batch& b, const Weight& E, T* x) {
@@ -173,6 +175,8 @@ class Cuda : public CudaMemory<Store> {
     using CudaMemory<T>::logits_;
     using CudaMemory<T>::gathered_;
     using CudaMemory<T>::stats_;
+    using CudaMemory<T>::low_rank_;
+    using CudaMemory<T>::low_rank_floats_;
     using CudaMemory<T>::ids_;
     using CudaMemory<T>::sequences_;
     using CudaMemory<T>::parts_;

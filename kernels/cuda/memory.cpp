@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/cuda/low_rank_cut.h"
 
 namespace orpo::cuda {
 
@@ -15,6 +16,20 @@ constexpr int kHeadChunk = 1024;  // rows whose logits are held: 100 MB in bf16 
 constexpr int kMostSlots = 64;
 
 int64_t aligned(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// What low_rank_backward needs for any choice of the linears of a layer.
+int64_t low_rank_floats(const Limits& l) {
+    const int q = l.shape.H * l.shape.HS, kv = l.shape.KV * l.shape.HS;
+    int64_t most = 0;
+    for (const std::vector<int>& group : {std::vector{q, kv, kv}, std::vector{l.I, l.I}, std::vector{l.C}})
+        for (unsigned chosen = 1; chosen < 1u << group.size(); ++chosen) {
+            std::vector<LowRankTerm> terms;
+            for (size_t i = 0; i < group.size(); ++i)
+                if (chosen >> i & 1) terms.push_back({0, group[i], l.R, nullptr, 0, nullptr, nullptr, nullptr, 0});
+            most = std::max(most, low_rank_scratch(l.tokens, static_cast<int>(terms.size()), terms.data()));
+        }
+    return most;
+}
 
 }  // namespace
 
@@ -54,6 +69,10 @@ void CudaMemory<Store>::reserve(const Limits& limits) {
     if (limits.gradients)
         stats_ =
             allocate<float>(Category::kWorkspace, "attention row sums", int64_t{2} * limits.tokens * limits.shape.H);
+    if (limits.gradients && sizeof(T) == 2 && limits.R > 0) {
+        low_rank_floats_ = low_rank_floats(limits);
+        low_rank_ = allocate<float>(Category::kWorkspace, "lora gradients of blocks", low_rank_floats_);
+    }
     ids_ = allocate<int32_t>(Category::kWorkspace, "drawn tokens", limits.heads);
     sequences_ = limits.sequences;
     if (sequences_ > 0) {

@@ -8,6 +8,7 @@
 #include "kernels/batch.h"
 #include "kernels/bf16.h"
 #include "kernels/border.h"
+#include "kernels/low_rank.h"
 
 struct CUstream_st;
 
@@ -33,6 +34,14 @@ struct QueryTile {
 struct KeyTile {
     int32_t k0 = 0, k1 = 0, own1 = 0, extra0 = 0, extra1 = 0, unused = 0;
 };
+
+// --- low_rank.cu. dy (N, *) at distance ldy; n terms of one R
+using LowRankTerm = LowRankGradient<bf16, float>;
+// The arrays begin, and their rows follow each other, where the kernels can read them.
+bool low_rank_fits(const bf16* dy, int ldy, int n, const LowRankTerm* terms);
+// scratch: low_rank_cut.h
+void low_rank_backward(Stream stream, int N, double scale, const bf16* dy, int ldy, int n, const LowRankTerm* terms,
+                       float* scratch);
 
 // --- embed.cu
 // E (V, C), ids (N), x (N, C)

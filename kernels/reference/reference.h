@@ -107,6 +107,11 @@ class Reference {
             }
     }
 
+    void low_rank_backward(int N, double scale, const T* dy, int ldy,
+                           std::span<const LowRankGradient<T, F>> gradients) {
+        low_rank_products(*this, N, scale, dy, ldy, gradients);
+    }
+
     // --- layers
     void embed(const Batch& b, const Weight& E, T* x) {
         for (int n = 0; n < b.N; ++n) std::copy_n(E.data + int64_t{b.ids[n]} * E.cols, E.cols, x + int64_t{n} * E.cols);

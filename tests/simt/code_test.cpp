@@ -28,6 +28,9 @@ constexpr Bound kBounds[] = {
     // Up to four rows in registers: x, dy, dx and w. Four blocks of four warps.
     {"rmsnorm_backward_kernel", 112},
     {"add_rmsnorm_kernel<1, 5", 112},
+    // dB of 64 columns a warp, and their rows of B. Two blocks of eight warps; one at rank 32.
+    {"low_rank_kernel<32", 255},
+    {"low_rank_kernel", 128},
 };
 int most_registers(const std::string& kernel) {
     for (const Bound& b : kBounds)

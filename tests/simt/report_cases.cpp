@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "kernels/batch.h"
+#include "kernels/cuda/low_rank_cut.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/tiles.h"
 
@@ -84,10 +85,14 @@ std::function<bool(uint3)> sample() {
         return i % apart == apart / 2 || all <= 8;
     };
 }
-// A third of the tiles, of the first head: pairs are alike, and so are heads. Tiles are sorted by how much they see, and
-// as many of each length are a multiple of kPairs.
+// A third of the tiles, of the first head: pairs are alike, and so are heads. Tiles are sorted by how much they see,
+// and as many of each length are a multiple of kPairs.
 std::function<bool(uint3)> one_pair_and_head() {
     return [](uint3 b) { return b.x == 0 && b.y % kPairs == 0; };
+}
+// Two ranges of rows over all columns, whose chunks differ in width; of a launch that is not cut so, all blocks.
+std::function<bool(uint3)> two_ranges() {
+    return [](uint3 b) { return gridDim.y == 1 || b.y == 0 || b.y == gridDim.y / 2; };
 }
 
 }  // namespace
@@ -206,6 +211,40 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
                                      rows(s.H * 64), numbers(2), rows(s.width()));
         },
         one_pair_and_head());
+    const auto low_rank = [&](std::string name, std::vector<int> widths, double times) {
+        constexpr int kRank = 16;
+        const int targets = static_cast<int>(widths.size()), width = targets * kRank;
+        std::vector<LowRankTerm> sizes;
+        int columns = 0;
+        for (const int out : widths)
+            sizes.push_back({columns, out, kRank, nullptr, width, nullptr, nullptr, nullptr, width}), columns += out;
+        const LowRankCut cut(kTokens, targets, sizes.data());
+        double dS = 0, dS_parts = 0;  // values that are rounded at once, and those that are added first
+        for (const int out : widths) {
+            const int chunks = LowRankCut::chunks_of(out);
+            (chunks > 1 ? dS_parts : dS) += chunks * N * kRank;
+        }
+        const double B = columns * kRank, dB_parts = cut.ranges * B, added = dS_parts > 0 ? N * width - dS : 0;
+        add(
+            "low_rank_backward " + name, Phase::kTrain,
+            {{N * columns * E + N * width * E + B * E, dB_parts * 4 + dS_parts * 4 + dS * E, 4 * N * B, times},
+             {dB_parts * 4 + dS_parts * 4 + B * 4, B * 4 + added * E, dB_parts + dS_parts, times}},
+            [=](Memory& m) {
+                auto *S = m.take<bf16>(int64_t{kTokens} * width), *dS = m.take<bf16>(int64_t{kTokens} * width);
+                std::vector<LowRankTerm> terms = sizes;
+                for (int i = 0; i < targets; ++i) {
+                    LowRankTerm& t = terms[static_cast<size_t>(i)];
+                    t.S = S + i * kRank, t.dS = dS + i * kRank;
+                    t.B = m.take<bf16>(int64_t{t.columns} * kRank), t.dB = m.take<float>(int64_t{t.columns} * kRank);
+                }
+                low_rank_backward(nullptr, kTokens, 2, m.take<bf16>(int64_t{kTokens} * columns), columns, targets,
+                                  terms.data(), m.take<float>(low_rank_scratch(kTokens, targets, terms.data())));
+            },
+            two_ranges());
+    };
+    low_rank("qkv", {s.H * 64, s.KV * 64, s.KV * 64}, L);
+    low_rank("out, down", {s.C}, 2 * L);
+    low_rank("gate, up", {s.I, s.I}, L);
     const double R = kHeadRows, V = s.V;
     add("gather", Phase::kTrain, {{R * C * E + R * 4, R * C * E, 0, chunks}}, [=](Memory& m) {
         const HostBatch b = host_batch();
@@ -219,8 +258,7 @@ std::vector<ReportCase> report_cases(const ModelShape& s) {
     });
     const double rows = kPairs * (3 * kPart - 1);
     const double odds_rows = kPairs * 2 * kPart;
-    add("orpo", Phase::kTrain,
-        {{rows * sizeof(HeadRow) + odds_rows * 8 + kPairs * sizeof(PairSpan), rows * 8, 0, 1}},
+    add("orpo", Phase::kTrain, {{rows * sizeof(HeadRow) + odds_rows * 8 + kPairs * sizeof(PairSpan), rows * 8, 0, 1}},
         [=](Memory& m) {
             const HostBatch b = host_batch();
             std::vector<double> logp(b.heads.size(), -1.0);
