@@ -257,17 +257,22 @@ __global__ void __launch_bounds__(32 * kGemvWarps, N == 1 ? 4 : 3)
     float sum[R][N] = {};
     while (at < packs) {
 #pragma unroll
-        for (int u = 0; u < U; ++u) {
-            const int i = at + u * 32 * Split;
-            if (i >= packs) continue;
+        for (int n = 0; n < N; ++n) {
+            const T* from = x + int64_t{first + n < rows ? first + n : rows - 1} * packs * P;
 #pragma unroll
-            for (int n = 0; n < N; ++n) {
-                const int row = first + n < rows ? first + n : rows - 1;
-                const Words a = load_words(x + (int64_t{row} * packs + i) * P);
+            for (int pair = 0; pair < U; pair += 2) {
+                Words a[2];
 #pragma unroll
-                for (int r = 0; r < R; ++r)
+                for (int u = 0; u < 2; ++u)
+                    if (at + (pair + u) * 32 * Split < packs) a[u] = load_words(from + (at + (pair + u) * 32 * Split) * P);
 #pragma unroll
-                    for (int e = 0; e < P; ++e) sum[r][n] += element<T>(a, e) * element<T>(w[r][u], e);
+                for (int u = 0; u < 2; ++u) {
+                    if (at + (pair + u) * 32 * Split >= packs) continue;
+#pragma unroll
+                    for (int r = 0; r < R; ++r)
+#pragma unroll
+                        for (int e = 0; e < P; ++e) sum[r][n] += element<T>(a[u], e) * element<T>(w[r][pair + u], e);
+                }
             }
         }
         at += U * 32 * Split;

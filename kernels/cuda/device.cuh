@@ -220,7 +220,13 @@ __device__ __forceinline__ void mma_16x8x16(float (&c)[4], const uint4& a, unsig
 __device__ __forceinline__ int32_t arrive(int32_t* counter) {
 #ifdef __CUDACC__
     int32_t before;
-    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+    asm volatile(
+        "fence.acq_rel.gpu;\n"
+        "atom.add.relaxed.gpu.global.s32 %0, [%1], 1;\n"
+        "fence.acq_rel.gpu;\n"
+        : "=r"(before)
+        : "l"(counter)
+        : "memory");
     return before;
 #else
     return atomicAdd(counter, 1);
