@@ -5,6 +5,9 @@
 // bf16: a block of four warps owns one tile of 64 query rows and one head, and walks over tiles of 64 keys with an
 // online softmax; scores never leave registers. K and V of the next tile are copied while this one is used. A rejected
 // row first sees the prompt, then its own answer: two ranges of keys, the chosen answer between them is never touched.
+// mma.sync shares its issue slots with everything else, so what the inner loop does not do counts: no masks in tiles
+// that are seen whole, the scale is part of the exponential's multiply-add, and sums are rescaled only when they must.
+// Grid (H, tiles): the heads of a tile run side by side, as their rows lie in memory.
 // fp32: one warp a query row and head; exact, slow, for checking.
 // Source: Dao, "FlashAttention-2", arXiv 2307.08691.
 #include "kernels/cuda/attention_tile.cuh"

@@ -9,6 +9,7 @@
 //   dq_kernel     a block a (64 query rows, head), walks over keys as forward does
 //   dkv_kernel    a block a (64 key rows, key/value head), walks over the queries that see them, over all query heads
 //                 of the group
+// Grids (heads, tiles), as in forward.
 // fp32: the same owners, one warp a row; exact, slow, for checking.
 // Source: Dao, "FlashAttention-2", arXiv 2307.08691.
 #include "kernels/cuda/attention_tile.cuh"
@@ -36,7 +37,8 @@ __global__ void delta_kernel(int N, int H, const T* o, const T* d_o, const float
     }
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    if (n < N && lane % kLanes == 0) stats[int64_t{head} * N + n] = make_float2(lse[int64_t{n} * H + head] * kLog2e, sum);
+    if (n < N && lane % kLanes == 0)
+        stats[int64_t{head} * N + n] = make_float2(lse[int64_t{n} * H + head] * kLog2e, sum);
 }
 
 // 64 rows of the other side, and whether only some pairs of rows see each other.
@@ -146,6 +148,7 @@ struct KeyShared {
         float sums[2 * 8 * 4][32 * kWarps];  // dk and dv of the second team: every lane its own column
     };
     float2 stats[2][kTeams][kTile];
+    static_assert(kTeams == 1 || sizeof(sums) <= sizeof(q), "the sums end before d_o");
 };
 template <int kTeams>
 __global__ void __launch_bounds__(32 * kWarps * kTeams, kTeams == 1 ? 3 : 1)

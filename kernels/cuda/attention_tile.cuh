@@ -20,7 +20,7 @@ inline constexpr float kScale = 0.125f;  // 1 / sqrt(64)
 inline constexpr float kLog2e = 1.44269504088896340736f;
 inline constexpr float kPowersOf2 = kScale * kLog2e;  // exp(score / 8) = 2^(score kPowersOf2): one multiplication
 inline constexpr float kRoom = 8 / kPowersOf2;        // of scores: a factor of 2^8
-inline constexpr float kMasked = -1.0e30f;  // finite: -inf - -inf would be NaN
+inline constexpr float kMasked = -1.0e30f;            // finite: -inf - -inf would be NaN
 
 struct Tile {
     bf16 row[kTile][kPitch];
