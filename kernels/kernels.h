@@ -24,7 +24,7 @@
 //   gemm_nt            C = a A B^T + (accumulate ? C : 0)                          2 M N K             MK + NK + MN
 //   gemm_nn            C = a A B   + (accumulate ? C : 0)                          2 M N K             MK + KN + MN
 //   gemm_tn            C += A^T B, C in F                                          2 M N K             KM + KN + 2MN
-//   low_rank_backward  dB += dy^T S;  dS = a dy B                                  4 N out R           N(out+2R) + 3 out R
+//   low_rank_backward  dB += dy^T S;  dS = a dy B                                  4 N out R           N out + 2 N R
 //   embed              x[n] = E[ids[n]]                                            0                   2 N C
 //   rmsnorm            y = x r w,  r = 1 / sqrt(mean(x^2) + eps)                   4 N C               2 N C
 //   add_rmsnorm        x2 = x + d;  y = x2 r w                                     5 N C               4 N C

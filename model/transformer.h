@@ -377,7 +377,7 @@ class Transformer {
 
     // The micro-batch of the last forward().
     const Batch* batch_ = nullptr;
-    std::vector<LowRank<T>> added_;  // of the linear that is being made
+    std::vector<LowRank<T>> added_;             // of the linear that is being made
     std::vector<LowRankGradient<T, F>> given_;  // to its terms
     const T* adapters_ = nullptr;
     F* gradients_ = nullptr;

@@ -71,7 +71,7 @@ class CudaMemory {
     T* logits_ = nullptr;      // (chunk, V)
     T* gathered_ = nullptr;    // (chunk, C)
     float* stats_ = nullptr;   // (H, tokens, 2)
-    float* low_rank_ = nullptr;  // low_rank_backward's
+    float* low_rank_ = nullptr;  // (low_rank_floats)
     int64_t low_rank_floats_ = 0;
     int32_t* ids_ = nullptr;   // (heads) drawn tokens
     double* norms_ = nullptr;  // partial sums, then totals
