@@ -29,8 +29,8 @@
 //   gemm_nt            C = a A B^T + (accumulate ? C : 0)                          2 M N K             MK + NK + MN
 //   gemm_nn            C = a A B   + (accumulate ? C : 0)                          2 M N K             MK + KN + MN
 //   gemm_tn            C += A^T B, C in F                                          2 M N K             KM + KN + 2MN
-//   low_rank_backward  dB += dy^T S;  dS = a dy B                                  4 N out R           N(out+2R) + 3
-//   out R embed              x[n] = E[ids[n]]                                            0                   2 N C
+//   low_rank_backward  dB += dy^T S;  dS = a dy B                                  4 N out R           N out + 2 N R
+//   embed              x[n] = E[ids[n]]                                            0                   2 N C
 //   rmsnorm            y = x r w,  r = 1 / sqrt(mean(x^2) + eps)                   4 N C               2 N C
 //   add_rmsnorm        x2 = x + d;  y = x2 r w                                     5 N C               4 N C
 //     with low parts   x2 + x2_low = x + x_low + d;  y = (x2 + x2_low) r w         7 N C               6 N C
@@ -52,7 +52,7 @@
 //   adamw              PyTorch's AdamW, decoupled weight decay                     ~ 14 n              7 n
 //   cast               y = (T) x                                                   0                   2 n
 //   cache_append       K/V rows of qkv -> cache                                    0                   4 N KV HS
-//   decode_attention   rope and append of one new row a sequence, o over its cache  4 HS H ctx         2 KV HS ctx
+//   decode_attention   rope and append of a new row a sequence, o over its cache   4 HS H ctx          2 KV HS ctx
 // ctx: the sum over rows of how many rows each one sees.
 #pragma once
 

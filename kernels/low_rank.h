@@ -28,7 +28,7 @@ struct LowRankGradient {
     int ldds;
 };
 
-// By two products for each term: how low_rank_backward (kernels/kernels.h) is done where one reading of dy saves nothing.
+// By two products for each term: low_rank_backward (kernels/kernels.h) where reading dy once would save nothing.
 template <class K, class Gradients>
 void low_rank_products(K& k, int N, double scale, const typename K::T* dy, int ldy, const Gradients& gradients) {
     for (const auto& g : gradients) {

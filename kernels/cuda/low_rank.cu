@@ -1,13 +1,14 @@
-// What dy, the gradient of adapted linears, gives to their B and S, all targets of a group at once (kernels/low_rank.h):
+// What dy, the gradient of adapted linears, gives to their B and S, for all targets of a group at once:
 //   dB (out, R) += dy^T S,   dS (N, R) = scale dy B.     dy (N, out), S (N, R), B (out, R)
-// Bytes: 2 N out, read once, and the parts below. FLOPs: 4 N out R.
+// Bytes: 2 N out, read once, and the blocks' parts. FLOPs: 4 N out R.
 //
-//   low_rank_kernel      a block a (chunk of up to 512 columns of a target, range of rows), low_rank_cut.h. Pieces of 32
-//                        rows come through shared memory in a ring; a warp owns 64 columns. It multiplies a piece as it
-//                        lies by its rows of B, which it keeps as fragments: its share of dS, added over the warps while
-//                        they work on the next piece. And turned, by S: into dB, which stays in its registers to the end.
-//   low_rank_sum_kernel  adds the blocks' parts in a fixed order: dB over ranges of rows, dS over chunks of columns where
-//                        a target has more than one.
+//   low_rank_kernel      a block a (chunk of up to 512 columns of a target, range of rows): low_rank_cut.h. Pieces of
+//                        32 rows come through shared memory in a ring; a warp owns 64 columns. It multiplies a piece
+//                        as it lies by its rows of B, which it keeps as fragments: its share of dS, which is added
+//                        over the warps while they work on the next piece. And turned, by S: into dB, which stays in
+//                        its registers to the end.
+//   low_rank_sum_kernel  adds the blocks' parts in a fixed order: dB over ranges of rows, dS over chunks of columns,
+//                        where a target has more than one.
 //
 // In shared memory the 16-byte packs of a row trade places, so that neither the copies nor ldmatrix, as it lies or
 // turned, meet a bank twice: at_pack().
@@ -41,7 +42,7 @@ struct LowRankShared {
     bf16 dy[kRing<R>][kRows<R> * kColumns];
     bf16 S[kRing<R>][kRows<R> * R];
     union {
-        bf16 B[kColumns * R];                       // at first
+        bf16 B[kColumns * R];                      // at first
         float dS[2][kWarps][R / 8][kRows<R> * 8];  // each warp's share, columns 8 by 8
     };
 };
@@ -262,7 +263,7 @@ template <int R>
 void launch(Stream stream, int N, double scale, const bf16* dy, int ldy, int n, const LowRankTerm* terms,
             float* scratch) {
     const LowRankCut cut(N, n, terms);
-    float* dB_parts = scratch;                                      // (ranges, columns, R)
+    float* dB_parts = scratch;                                          // (ranges, columns, R)
     float* dS_parts = scratch + int64_t{cut.ranges} * cut.columns * R;  // (chunks, N, R)
     Targets targets{};
     targets.n = n, targets.columns = cut.columns;
@@ -276,8 +277,17 @@ void launch(Stream stream, int N, double scale, const bf16* dy, int ldy, int n, 
     for (int i = 0; i < n; ++i) {
         const LowRankTerm& t = terms[i];
         const int chunks = LowRankCut::chunks_of(t.columns);
-        targets.target[i] = {dy + t.column,  t.S,          t.B,    t.dS, t.lds, t.ldds, t.columns, cut.before[i],
-                             cut.first[i], chunks, LowRankCut::chunk_columns(t.columns)};
+        targets.target[i] = {dy + t.column,
+                             t.S,
+                             t.B,
+                             t.dS,
+                             t.lds,
+                             t.ldds,
+                             t.columns,
+                             cut.before[i],
+                             cut.first[i],
+                             chunks,
+                             LowRankCut::chunk_columns(t.columns)};
         add({dB_parts + int64_t{cut.before[i]} * R, t.dB, nullptr, int64_t{cut.columns} * R, int64_t{t.columns} * R / 4,
              cut.ranges, R, 0, 0});
         if (chunks > 1)
@@ -311,9 +321,12 @@ bool low_rank_fits(const bf16* dy, int ldy, int n, const LowRankTerm* terms) {
 void low_rank_backward(Stream stream, int N, double scale, const bf16* dy, int ldy, int n, const LowRankTerm* terms,
                        float* scratch) {
     switch (terms[0].R) {
-        case 8: return launch<8>(stream, N, scale, dy, ldy, n, terms, scratch);
-        case 16: return launch<16>(stream, N, scale, dy, ldy, n, terms, scratch);
-        default: return launch<32>(stream, N, scale, dy, ldy, n, terms, scratch);
+        case 8:
+            return launch<8>(stream, N, scale, dy, ldy, n, terms, scratch);
+        case 16:
+            return launch<16>(stream, N, scale, dy, ldy, n, terms, scratch);
+        default:
+            return launch<32>(stream, N, scale, dy, ldy, n, terms, scratch);
     }
 }
 

@@ -76,7 +76,7 @@ class CudaMemory {
     T* logits_ = nullptr;      // (chunk, V)
     T* gathered_ = nullptr;    // (chunk, C)
     float* stats_ = nullptr;   // (H, tokens, 2)
-    float* low_rank_ = nullptr;  // low_rank_backward's
+    float* low_rank_ = nullptr;  // (low_rank_floats)
     int64_t low_rank_floats_ = 0;
     int32_t* ids_ = nullptr;   // (heads) drawn tokens
     int sequences_ = 0;

@@ -28,7 +28,8 @@ void check(int N, int R, const std::vector<int>& widths, size_t step = 1) {
     int before = 0;
     for (int i = 0; i < n; ++i) {
         const int64_t b = int64_t{before} * R;
-        exact.push_back({column[i], widths[i], R, S.data() + i * R, lds, B.data() + b, dB.data() + b, dS.data() + i * R, ldds});
+        exact.push_back(
+            {column[i], widths[i], R, S.data() + i * R, lds, B.data() + b, dB.data() + b, dS.data() + i * R, ldds});
         before += widths[i];
     }
     Reference<double>().low_rank_backward(N, 0.75, dy.data(), ldy, exact);
@@ -42,38 +43,40 @@ void check(int N, int R, const std::vector<int>& widths, size_t step = 1) {
 
     const simt::Guarded<bf16> gdy(stored<bf16>(dy)), gS(stored<bf16>(S)), gB(stored<bf16>(B));
     std::vector<float> first_dB;
-    under_every_schedule([&] {
-        simt::Guarded<float> gdB(stored<float>(dB0));
-        simt::Guarded<bf16> gdS(rows * ldds);
-        std::vector<LowRankTerm> terms;
-        for (int i = 0; i < n; ++i) {
-            const int64_t b = exact[i].dB - dB.data();
-            terms.push_back({column[i], widths[i], R, gS.data() + i * R, lds, gB.data() + b, gdB.data() + b,
-                             gdS.data() + i * R, ldds});
-        }
-        REQUIRE(low_rank_fits(gdy.data(), ldy, n, terms.data()));
-        simt::Guarded<float> scratch(static_cast<size_t>(low_rank_scratch(N, n, terms.data())));
-        low_rank_backward(nullptr, N, 0.75, gdy.data(), ldy, n, terms.data(), scratch.data());
-        CHECK(scratch.intact());
-        CHECK(worst(widened(gdB.values()), dB, 1) <= 1e-5);  // sums of hundreds of products near 1
-        CHECK(gdB.intact());
-        // The gap is as it was; what is written of a row, and no more, is right.
-        std::vector<double> got, want;
-        bool gap = true;
-        for (int row = 0; row < N; ++row)
-            for (int c = 0; c < ldds; ++c) {
-                const size_t at = size_t(row) * ldds + c;
-                if (c < n * R)
-                    got.push_back(to_float(gdS[at])), want.push_back(dS[at]);
-                else
-                    gap &= gdS[at].bits == 0xFFFF;
+    under_every_schedule(
+        [&] {
+            simt::Guarded<float> gdB(stored<float>(dB0));
+            simt::Guarded<bf16> gdS(rows * ldds);
+            std::vector<LowRankTerm> terms;
+            for (int i = 0; i < n; ++i) {
+                const int64_t b = exact[i].dB - dB.data();
+                terms.push_back({column[i], widths[i], R, gS.data() + i * R, lds, gB.data() + b, gdB.data() + b,
+                                 gdS.data() + i * R, ldds});
             }
-        CHECK(gap);
-        CHECK(worst(got, want) <= element_tolerance<bf16>());
-        CHECK(gdS.intact());
-        if (first_dB.empty()) first_dB = gdB.values();
-        CHECK(first_dB == gdB.values());  // the same bits
-    }, step);
+            REQUIRE(low_rank_fits(gdy.data(), ldy, n, terms.data()));
+            simt::Guarded<float> scratch(static_cast<size_t>(low_rank_scratch(N, n, terms.data())));
+            low_rank_backward(nullptr, N, 0.75, gdy.data(), ldy, n, terms.data(), scratch.data());
+            CHECK(scratch.intact());
+            CHECK(worst(widened(gdB.values()), dB, 1) <= 1e-5);  // sums of hundreds of products near 1
+            CHECK(gdB.intact());
+            // The gap is as it was; what is written of a row, and no more, is right.
+            std::vector<double> got, want;
+            bool gap = true;
+            for (int row = 0; row < N; ++row)
+                for (int c = 0; c < ldds; ++c) {
+                    const size_t at = size_t(row) * ldds + c;
+                    if (c < n * R)
+                        got.push_back(to_float(gdS[at])), want.push_back(dS[at]);
+                    else
+                        gap &= gdS[at].bits == 0xFFFF;
+                }
+            CHECK(gap);
+            CHECK(worst(got, want) <= element_tolerance<bf16>());
+            CHECK(gdS.intact());
+            if (first_dB.empty()) first_dB = gdB.values();
+            CHECK(first_dB == gdB.values());  // the same bits
+        },
+        step);
 }
 
 }  // namespace
@@ -95,7 +98,7 @@ TEST_CASE("low_rank: several ranges of rows and chunks of columns") {
 TEST_CASE("low_rank: SmolLM2's groups") {
     check(150, 16, {576, 192, 192}, 3);  // 135M
     check(80, 16, {1536, 1536}, 4);
-    check(40, 16, {960, 320, 320}, 4);  // 360M
+    check(40, 16, {960, 320, 320}, 4);     // 360M
     check(40, 16, {2048, 2048, 2048}, 4);  // 1.7B
     check(20, 16, {8192, 8192}, 4);
 }
@@ -119,11 +122,10 @@ TEST_CASE("low_rank: what the kernels are not made for") {
     CHECK(fits(x, 16, good));
     CHECK(!fits(x + 1, 16, good));
     CHECK(!fits(x, 12, good));
-    for (const LowRankTerm& t :
-         {LowRankTerm{4, 8, 8, x, 8, x, f, x, 8}, LowRankTerm{0, 12, 8, x, 8, x, f, x, 8},
-          LowRankTerm{0, 8, 8, x + 4, 8, x, f, x, 8}, LowRankTerm{0, 8, 8, x, 12, x, f, x, 8},
-          LowRankTerm{0, 8, 8, x, 8, x + 4, f, x, 8}, LowRankTerm{0, 8, 8, x, 8, x, f + 2, x, 8},
-          LowRankTerm{0, 8, 8, x, 8, x, f, x + 2, 8}, LowRankTerm{0, 8, 8, x, 8, x, f, x, 10}})
+    for (const LowRankTerm& t : {LowRankTerm{4, 8, 8, x, 8, x, f, x, 8}, LowRankTerm{0, 12, 8, x, 8, x, f, x, 8},
+                                 LowRankTerm{0, 8, 8, x + 4, 8, x, f, x, 8}, LowRankTerm{0, 8, 8, x, 12, x, f, x, 8},
+                                 LowRankTerm{0, 8, 8, x, 8, x + 4, f, x, 8}, LowRankTerm{0, 8, 8, x, 8, x, f + 2, x, 8},
+                                 LowRankTerm{0, 8, 8, x, 8, x, f, x + 2, 8}, LowRankTerm{0, 8, 8, x, 8, x, f, x, 10}})
         CHECK(!fits(x, 16, t));
     // Fewer rows never need more.
     for (int N = 1, before = 0; N < 20000; N += 37) {
