@@ -18,8 +18,8 @@
 //
 // Determinism: every output element is the sum of its terms in one fixed order that does not depend on the number of
 // threads nor, for products over features (linear, gemm_nt, gemm_nn, attention, norms, head), on the number of rows.
-// Two runs give the same bits. Sums over rows (gemm_tn, low_rank_backward's dB,
-// squared_norms) have an order fixed by the shapes.
+// Two runs give the same bits. Sums over rows (gemm_tn, low_rank_backward's dB, squared_norms) have an order fixed by
+// the shapes.
 // Calls are in order; on a device they may still be running when they return. k.read waits.
 // A backend may also have push_range(name, number) and pop_range(), for profilers (kernels/range.h).
 //

@@ -91,14 +91,14 @@ __device__ __forceinline__ float inverse_rms(int quads, const Quad<X> (&x)[V], f
 template <int W, int V, class T>
 __global__ void __launch_bounds__(32 * kWarps)
     rmsnorm_kernel(int N, int quads, float eps, const T* x, const float* w, T* y, int ldy, float* r) {
+    Quad<float> ws[V];
+    load_row<W, V>(quads, w, ws);  // no kernel writes it
     follow_kernels_before();
     const int n = row_of_block<W>();
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
     Quad<T> row[V];
-    Quad<float> ws[V];
     load_row<W, V>(quads, x + at, row);
-    load_row<W, V>(quads, w, ws);
     const float rn = inverse_rms<W, V>(quads, row, eps);
     write_normed<W, V>(quads, row, rn, ws, y + int64_t{n} * ldy);
     if (threadIdx.x == 0) r[n] = rn;
@@ -109,13 +109,13 @@ template <int W, int V, class T, bool Low>
 __global__ void __launch_bounds__(32 * kWarps)
     add_rmsnorm_kernel(int N, int quads, float eps, const T* x, const T* x_low, const T* d, const float* w, T* x2,
                        T* x2_low, T* y, int ldy, float* r) {
+    Quad<float> ws[V];
+    load_row<W, V>(quads, w, ws);
     follow_kernels_before();
     const int n = row_of_block<W>();
     if (n >= N) return;
     const int64_t at = int64_t{n} * quads * 4;
     Quad<T> a[V], b[V], low[V] = {};
-    Quad<float> ws[V];
-    load_row<W, V>(quads, w, ws);
     load_row<W, V>(quads, x + at, a);
     load_row<W, V>(quads, d + at, b);
     if (Low && x_low) load_row<W, V>(quads, x_low + at, low);

@@ -14,17 +14,17 @@ TEST_CASE("rmsnorm and its backward: what each warp of a row adds") {
     const auto dy = rounded<float>(random_values(n, 2)), w = rounded<float>(random_values(C, 3));
     std::vector<double> y(n), r(N), dx(n);
     Reference<double> reference;
-    reference.rmsnorm(N, C, 1e-5, x.data(), w.data(), y.data(), r.data());
+    reference.rmsnorm(N, C, 1e-5, x.data(), w.data(), y.data(), C, r.data());
     const auto r_in = rounded<float>(r);
-    reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), dx.data(), false);
+    reference.rmsnorm_backward(N, C, dy.data(), x.data(), w.data(), r_in.data(), dx.data(), C, false);
     const simt::Guarded<float> gx(stored<float>(x)), gdy(stored<float>(dy)), gw(stored<float>(w)),
         gr_in(stored<float>(r));
     under_every_schedule([&] {
         simt::Guarded<float> gy(n), gr(N), gdx(n);
-        cuda::rmsnorm<float>(nullptr, N, C, 1e-5, gx.data(), gw.data(), gy.data(), gr.data());
+        cuda::rmsnorm<float>(nullptr, N, C, 1e-5, gx.data(), gw.data(), gy.data(), C, gr.data());
         check_elements(gy, y);
         check_elements(gr, r);
-        cuda::rmsnorm_backward<float>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), false);
+        cuda::rmsnorm_backward<float>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), C, false);
         check_elements(gdx, dx);
     });
 }
