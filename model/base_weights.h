@@ -55,7 +55,7 @@ inline RowReader stacked_reader(const HostWeights* weights, std::vector<FusedTen
 // the layers' weights, on a backend that can have them.
 template <class K>
 BaseWeights<K> load_base(K& k, const ModelConfig& config, const HostWeights* weights, bool training,
-                         const WeightBorders& borders) {
+                         const WeightBorders& borders = {}) {
     using F = typename K::F;
     ORPO_CHECK(weights || k.planning());
     const unsigned both = training ? kForward | kBackward : kForward;

@@ -19,7 +19,7 @@ namespace orpo::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kGemvWarps = 8, kGemvInFlight = 8;  // packs a lane
+constexpr int kGemvWarps = 8, kGemvInFlight = 8;   // packs a lane
 constexpr int kDecodeWarps = 8, kLeastKeys = 128;  // of a stretch: what the warps load at once
 
 // How many of `count` keys a block takes.
@@ -27,10 +27,11 @@ __device__ __forceinline__ int stretch_keys(int count) {
     return ((count - 1) / (kDecodeStretches * kLeastKeys) + 1) * kLeastKeys;
 }
 
-// rope.cu's rotation of one head's pack, rounded to T as there. cs: {cos, sin} of its channels, two a quad. The other half
-// of a pair is 32 channels and so half the lanes of the head away.
+// rope.cu's rotation of one head's pack, rounded to T as there. cs: {cos, sin} of its channels, two a quad. The other
+// half of a pair is 32 channels and so half the lanes of the head away.
 template <class T, int P = Pack<T>::n>
-__device__ __forceinline__ void turn(const Words& pack, const Quad<float> (&cs)[P / 2], bool first_half, float (&to)[P]) {
+__device__ __forceinline__ void turn(const Words& pack, const Quad<float> (&cs)[P / 2], bool first_half,
+                                     float (&to)[P]) {
 #pragma unroll
     for (int e = 0; e < P; ++e) {
         const float x = element<T>(pack, e), y = __shfl_xor_sync(0xffffffffu, x, 32 / P);
@@ -55,9 +56,10 @@ __global__ void cache_append_kernel(int64_t packs, int packs_per_row, int skip, 
 
 // One (row, head, stretch of its keys). A key's 64 channels lie over 64 / P lanes, a pack each, so that a warp looks at
 // several keys at once; it loads kUnroll times as many before it waits, for there are few warps and memory is far: the
-// first of them before the row's own q, k and v are there: old keys are older than the batch. Every group of lanes keeps an online softmax; a warp's groups
-// are joined in registers, the warps through shared memory, and the stretches through `parts` by the block that comes
-// last, in their order. How keys are stretched depends on their number alone. grid (stretches, H, N)
+// first of them before the row's own q, k and v are there, for old keys are older than the batch. Every group of lanes
+// keeps an online softmax. The groups are joined in registers, the warps through shared memory, and the stretches
+// through `parts` by the block that comes last, in their order. How keys are stretched depends on their number alone.
+// grid (stretches, H, N)
 template <class T>
 __global__ void __launch_bounds__(32 * kDecodeWarps)
     decode_attention_kernel(int H, int KV, int capacity, const int32_t* mask_pair, const int32_t* positions,
@@ -206,7 +208,7 @@ __global__ void __launch_bounds__(32 * kDecodeWarps)
             before = before > other ? before : other;
         }
         if (before != 32 * stretches - 1) return;
-        if (lane == 0) *counter = 0;  // for the next launch
+        if (lane == 0) *counter = 0;             // for the next launch
         const volatile float* all = first_part;  // others' writes: not from L1
         const bool counts = lane < stretches;
         const float its_top = counts ? all[lane * kDecodePart + 64] : -1.0e30f;
@@ -225,10 +227,10 @@ __global__ void __launch_bounds__(32 * kDecodeWarps)
     to[lane + 32] = from_float<T>(high_half / total);
 }
 
-// N rows of x against W. Split warps share the length of a row of W; a warp has R rows at a time and kGemvInFlight packs a
-// lane on their way, enough to keep device memory busy. The first of them are asked for before the kernels before have
-// ended: W does not depend on those. A weight is loaded once and used for all N rows; the sums of warps that share a row
-// are joined in their order. grid (ceil(out / rows of a block), ceil(rows of x / N))
+// N rows of x against W. Split warps share the length of a row of W; a warp has R rows at a time and kGemvInFlight
+// packs a lane on their way, enough to keep device memory busy. The first of them are asked for before the kernels
+// before have ended: W does not depend on those. A weight is loaded once and used for all N rows; the sums of warps
+// that share a row are joined in their order. grid (ceil(out / rows of a block), ceil(rows of x / N))
 template <class T, class Y, int Split, int R, int N>
 __global__ void __launch_bounds__(32 * kGemvWarps, N == 1 ? 4 : 3)
     gemv_kernel(int rows, int out, int packs, const T* x, const T* W, Y* y) {
@@ -264,7 +266,8 @@ __global__ void __launch_bounds__(32 * kGemvWarps, N == 1 ? 4 : 3)
                 Words a[2];
 #pragma unroll
                 for (int u = 0; u < 2; ++u)
-                    if (at + (pair + u) * 32 * Split < packs) a[u] = load_words(from + (at + (pair + u) * 32 * Split) * P);
+                    if (at + (pair + u) * 32 * Split < packs)
+                        a[u] = load_words(from + (at + (pair + u) * 32 * Split) * P);
 #pragma unroll
                 for (int u = 0; u < 2; ++u) {
                     if (at + (pair + u) * 32 * Split >= packs) continue;
@@ -302,8 +305,9 @@ void cache_append(Stream stream, int N, Heads heads, int capacity, const int32_t
                   const T* qkv, T* cache) {
     const int packs_per_row = 2 * heads.KV * 64 / Pack<T>::n;
     const int64_t packs = int64_t{N} * packs_per_row;
-    LAUNCH_EARLY(cache_append_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs, packs_per_row,
-           heads.H * 64, (heads.H + 2 * heads.KV) * 64, capacity, mask_pair, positions, qkv, cache);
+    LAUNCH_EARLY(cache_append_kernel<T>, dim3(blocks_for(packs, kThreads)), dim3(kThreads), 0, stream, packs,
+                 packs_per_row, heads.H * 64, (heads.H + 2 * heads.KV) * 64, capacity, mask_pair, positions, qkv,
+                 cache);
 }
 template <class T>
 void decode_attention(Stream stream, int N, Heads heads, int capacity, const int32_t* mask_pair,
@@ -343,10 +347,10 @@ void gemv(Stream stream, int N, int out, int in, const T* x, const T* W, Y* y) {
         with_split(std::integral_constant<int, 4>{});
 }
 
-#define ORPO_INSTANTIATE(T)                                                                            \
-    template void cache_append(Stream, int, Heads, int, const int32_t*, const int32_t*, const T*, T*); \
-    template void decode_attention(Stream, int, Heads, int, const int32_t*, const int32_t*, const float*, const T*, T*, \
-                                   float*, int32_t*, T*);
+#define ORPO_INSTANTIATE(T)                                                                                         \
+    template void cache_append(Stream, int, Heads, int, const int32_t*, const int32_t*, const T*, T*);              \
+    template void decode_attention(Stream, int, Heads, int, const int32_t*, const int32_t*, const float*, const T*, \
+                                   T*, float*, int32_t*, T*);
 ORPO_INSTANTIATE(float)
 ORPO_INSTANTIATE(bf16)
 template void gemv(Stream, int, int, int, const float*, const float*, float*);

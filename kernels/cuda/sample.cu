@@ -178,7 +178,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 }  // namespace
 
 void sample(Stream stream, int n, int V, const HeadRow* rows, const float* z, const Draw& draw, int32_t* ids) {
-    LAUNCH_EARLY(sample_kernel, dim3(static_cast<unsigned>(n)), dim3(kThreads), sizeof(Shared), stream, V, rows, z, draw, ids);
+    LAUNCH_EARLY(sample_kernel, dim3(static_cast<unsigned>(n)), dim3(kThreads), sizeof(Shared), stream, V, rows, z,
+                 draw, ids);
 }
 
 }  // namespace orpo::cuda
