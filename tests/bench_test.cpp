@@ -111,7 +111,8 @@ TEST_CASE("bench kernels: every operation of the contract, with its counts") {
 TEST_CASE("bench decode: what it prints") {
     const Place place;
     const Json r = place.object(
-        with({"bench", "decode", "--model", place.model, "--dtype", "fp32", "--cached", "9", "--new-tokens", "4"}, kSmallCeilings));
+        with({"bench", "decode", "--model", place.model, "--dtype", "fp32", "--cached", "9", "--new-tokens", "4"},
+             kSmallCeilings));
     positive(r, {"tokens_per_second", "prefill_tokens_per_second", "bytes_per_token", "bytes_per_second",
                  "copy_bytes_per_second", "copy_share"});
     // 2 layers of 32 channels, 2 heads over 1 of 16, 48 wide; a vocabulary of 259; 9 + 2 + 2 rows of K and V; fp32.

@@ -280,9 +280,9 @@ __device__ __forceinline__ float fast_exp2(float x) {
 
 // ---- kernels that overlap -------------------------------------------------------------------------------------------
 // A kernel launched by LAUNCH_EARLY may begin while the one before it in the stream is still at work, once each of that
-// one's blocks has called let_next_kernel_begin() or ended. So every thread of it calls await_kernels_before(): until then
-// it writes nothing and reads nothing that a kernel may still be writing. As all of them wait, the end of one kernel is
-// the end of all before it. Before sm_90 the launch is a plain one and both calls are nothing.
+// one's blocks has called let_next_kernel_begin() or ended. So every thread of it calls await_kernels_before(): until
+// then it writes nothing and reads nothing that a kernel may still be writing. As all of them wait, the end of one
+// kernel is the end of all before it. Before sm_90 the launch is a plain one and both calls are nothing.
 __device__ __forceinline__ void let_next_kernel_begin() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
@@ -354,10 +354,10 @@ void launched(const char* kernel);  // waits; throws when the kernel failed
         (kernel)<<<grid, block, shared_bytes, stream>>>(__VA_ARGS__); \
         LAUNCHED(kernel);                                             \
     } while (0)
-#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...)                             \
-    do {                                                                                         \
-        ::orpo::cuda::launch_early(kernel, grid, block, shared_bytes, stream, __VA_ARGS__);      \
-        LAUNCHED(kernel);                                                                        \
+#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...)                        \
+    do {                                                                                    \
+        ::orpo::cuda::launch_early(kernel, grid, block, shared_bytes, stream, __VA_ARGS__); \
+        LAUNCHED(kernel);                                                                   \
     } while (0)
 // More than 48 KiB of dynamic shared memory must be asked for.
 #define ALLOW_SHARED(kernel, bytes) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes)
@@ -366,9 +366,9 @@ void launched(const char* kernel);  // waits; throws when the kernel failed
 // The arguments are copied now, as CUDA does.
 #define LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
     ::simt::submit(#kernel, grid, block, shared_bytes, [=] { (kernel)(__VA_ARGS__); })
-#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...)    \
-    ::simt::submit(#kernel, grid, block, shared_bytes, [=] {            \
-        (kernel)(__VA_ARGS__);                                          \
-        ::simt::kernels_before_awaited();                               \
+#define LAUNCH_EARLY(kernel, grid, block, shared_bytes, stream, ...) \
+    ::simt::submit(#kernel, grid, block, shared_bytes, [=] {         \
+        (kernel)(__VA_ARGS__);                                       \
+        ::simt::kernels_before_awaited();                            \
     })
 #endif

@@ -72,17 +72,17 @@ class CudaMemory {
     static constexpr int64_t kStaged = int64_t{256} * 8192;  // fp32 numbers of a weight on their way to the device
 
     std::shared_ptr<Device> device_;
-    int chunk_ = 0;            // head rows whose logits are held at once
-    T* logits_ = nullptr;      // (chunk, V)
-    T* gathered_ = nullptr;    // (chunk, C)
-    float* stats_ = nullptr;   // (H, tokens, 2)
+    int chunk_ = 0;              // head rows whose logits are held at once
+    T* logits_ = nullptr;        // (chunk, V)
+    T* gathered_ = nullptr;      // (chunk, C)
+    float* stats_ = nullptr;     // (H, tokens, 2)
     float* low_rank_ = nullptr;  // (low_rank_floats)
     int64_t low_rank_floats_ = 0;
-    int32_t* ids_ = nullptr;   // (heads) drawn tokens
+    int32_t* ids_ = nullptr;  // (heads) drawn tokens
     int sequences_ = 0;
     float* parts_ = nullptr;      // (sequences, H, kDecodeStretches, kDecodePart) of decode_attention
     int32_t* arrived_ = nullptr;  // (sequences, H) zeros between launches
-    double* norms_ = nullptr;  // partial sums, then totals
+    double* norms_ = nullptr;     // partial sums, then totals
     AdamwStep* steps_ = nullptr;
     float* staged_ = nullptr;  // (kStaged)
     bool staging_ = false;     // staged_ is in the table

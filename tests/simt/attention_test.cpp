@@ -31,19 +31,22 @@ void check_attention(int H, int KV, const std::vector<Lengths>& lengths, size_t 
     const simt::Guarded<KeyTile> gkeys(keys);
     const simt::Guarded<T> gqkv(stored<T>(qkv)), gd_o(stored<T>(d_o)), go_in(stored<T>(o));
     const simt::Guarded<float> glse_in(stored<float>(lse));
-    under_every_schedule([&] {
-        simt::Guarded<T> go(N * H * 64), gdqkv(N * W);
-        simt::Guarded<float> glse(N * H), gstats(2 * N * H);
-        cuda::attention<T>(nullptr, static_cast<int>(queries.size()), {H, KV}, gqueries.data(), gqkv.data(), go.data(),
-                           glse.data());
-        CHECK(nmse(widened(go.values()), o) <= tolerance<T>());
-        CHECK(nmse(widened(glse.values()), lse) <= tolerance<T>());
-        cuda::attention_backward<T>(nullptr, static_cast<int>(N), static_cast<int>(queries.size()),
-                                    static_cast<int>(keys.size()), {H, KV}, gqueries.data(), gkeys.data(), gqkv.data(),
-                                    go_in.data(), glse_in.data(), gd_o.data(), gstats.data(), gdqkv.data());
-        CHECK(nmse(widened(gdqkv.values()), dqkv) <= tolerance<T>());
-        CHECK((go.intact() && glse.intact() && gdqkv.intact() && gstats.intact()));
-    }, step);
+    under_every_schedule(
+        [&] {
+            simt::Guarded<T> go(N * H * 64), gdqkv(N * W);
+            simt::Guarded<float> glse(N * H), gstats(2 * N * H);
+            cuda::attention<T>(nullptr, static_cast<int>(queries.size()), {H, KV}, gqueries.data(), gqkv.data(),
+                               go.data(), glse.data());
+            CHECK(nmse(widened(go.values()), o) <= tolerance<T>());
+            CHECK(nmse(widened(glse.values()), lse) <= tolerance<T>());
+            cuda::attention_backward<T>(nullptr, static_cast<int>(N), static_cast<int>(queries.size()),
+                                        static_cast<int>(keys.size()), {H, KV}, gqueries.data(), gkeys.data(),
+                                        gqkv.data(), go_in.data(), glse_in.data(), gd_o.data(), gstats.data(),
+                                        gdqkv.data());
+            CHECK(nmse(widened(gdqkv.values()), dqkv) <= tolerance<T>());
+            CHECK((go.intact() && glse.intact() && gdqkv.intact() && gstats.intact()));
+        },
+        step);
 }
 
 }  // namespace

@@ -102,8 +102,10 @@ void check_gemv(int N, int out, int in) {
         cuda::gemv<T, Y>(nullptr, N, out, in, gx.data(), gW.data(), gy.data());
         check_elements(gy, y);
     };
-    if (out < 10000) under_every_schedule(run);
-    else run();  // as many warps as the vocabulary has tokens
+    if (out < 10000)
+        under_every_schedule(run);
+    else
+        run();  // as many warps as the vocabulary has tokens
 }
 
 }  // namespace
@@ -152,12 +154,11 @@ TEST_CASE_TEMPLATE("cache_append: a whole prompt; rows of no sequence leave the 
 }
 
 TEST_CASE("gemv: ragged and SmolLM2's shapes") {
-    for (const auto& [N, out, in] : {std::tuple{1, 1, 8}, {2, 9, 264}, {3, 17, 576}, {4, 96, 960}, {5, 8, 2048}, {1, 40, 1536}}) {
+    for (const auto& [N, out, in] :
+         {std::tuple{1, 1, 8}, {2, 9, 264}, {3, 17, 576}, {4, 96, 960}, {5, 8, 2048}, {1, 40, 1536}}) {
         check_gemv<float, float>(N, out, in);
         check_gemv<bf16, bf16>(N, out, in);
         check_gemv<bf16, float>(N, out, in);
     }
 }
-TEST_CASE("gemv: one row over SmolLM2's vocabulary") {
-    check_gemv<bf16, float>(1, 49152, 64);
-}
+TEST_CASE("gemv: one row over SmolLM2's vocabulary") { check_gemv<bf16, float>(1, 49152, 64); }

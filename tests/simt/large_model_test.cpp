@@ -128,7 +128,7 @@ TEST_CASE("1.7B: a micro-step is one copy in, one replay, one copy out; the defa
                 after.graph_products, " products");
     }
     CHECK(products[Keep::kAll] == products[Keep::kActivations]);
-    CHECK(products[Keep::kNoGateUp] == products[Keep::kActivations] + config.L * (1 + 1));  // x A^T, and W with B beside it
+    CHECK(products[Keep::kNoGateUp] == products[Keep::kActivations] + config.L * 2);  // x A^T, [W | B]
     CHECK(products[Keep::kInputs] > products[Keep::kNoGateUp]);
 }
 

@@ -176,7 +176,8 @@ TEST_CASE_TEMPLATE("borders: rows, lists of blocks and casts, and nothing beside
     const simt::Guarded<T> from(stored<T>(values));
     const T before = stored<T>(std::vector<double>{7})[0];
     std::vector<T> close;
-    for (int r = 0; r < rows; ++r) close.insert(close.end(), from.data() + r * ld_from, from.data() + r * ld_from + cols);
+    for (int r = 0; r < rows; ++r)
+        close.insert(close.end(), from.data() + r * ld_from, from.data() + r * ld_from + cols);
     under_every_schedule([&] {
         simt::Guarded<T> to(std::vector<T>(static_cast<size_t>(rows) * ld_to, before));
         cuda::copy_rows<T>(nullptr, rows, cols, from.data(), ld_from, to.data(), ld_to);

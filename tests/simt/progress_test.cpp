@@ -1,6 +1,7 @@
 // Every version of kernels/progress/ against the reference in double: what readers are shown is right, too.
-#include "kernels/cuda/tiles.h"
 #include "kernels/progress/progress.h"
+
+#include "kernels/cuda/tiles.h"
 #include "kernels/reference/reference.h"
 #include "tests/simt/kernel_case.h"
 

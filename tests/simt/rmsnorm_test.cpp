@@ -24,7 +24,8 @@ TEST_CASE("rmsnorm and its backward: what each warp of a row adds") {
         cuda::rmsnorm<float>(nullptr, N, C, 1e-5, gx.data(), gw.data(), gy.data(), C, gr.data());
         check_elements(gy, y);
         check_elements(gr, r);
-        cuda::rmsnorm_backward<float>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), C, false);
+        cuda::rmsnorm_backward<float>(nullptr, N, C, gdy.data(), gx.data(), gw.data(), gr_in.data(), gdx.data(), C,
+                                      false);
         check_elements(gdx, dx);
     });
 }

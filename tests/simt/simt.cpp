@@ -168,8 +168,10 @@ void run_block() {
 }
 
 void perform(const AsyncCopy& copy) {
-    if (copy.zero) std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
-    else std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+    if (copy.zero)
+        std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
+    else
+        std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
 }
 
 }  // namespace
@@ -199,7 +201,8 @@ void cp_async(void* to, const void* from, int bytes, bool zero) {
         m.observer->access(Observer::Access::kCopyTo, to, bytes, pc);
     }
     const AsyncCopy copy{to, from, bytes, m.self->commits, zero};
-    const bool now = m.schedule.copies == Copies::kEarly || (m.schedule.copies == Copies::kRandom && m.next_random() % 2);
+    const bool now =
+        m.schedule.copies == Copies::kEarly || (m.schedule.copies == Copies::kRandom && m.next_random() % 2);
     if (now) perform(copy);
     // An early copy stays in the list too: it must still be waited for, and lands again at its wait (same bytes unless
     // somebody overwrote the target meanwhile, which is the race to be seen).
@@ -286,8 +289,10 @@ Mutation parse_mutation(const char* text) {
     if (!text) return m;
     std::vector<std::string> parts(1);
     for (const char* c = text; *c; ++c) {
-        if (*c == ':') parts.emplace_back();
-        else parts.back() += *c;
+        if (*c == ':')
+            parts.emplace_back();
+        else
+            parts.back() += *c;
     }
     if (parts.size() != 4) throw Fault(std::string("SIMT_MUTATION=") + text + ": file:line:name:how is wanted");
     m.file = parts[0], m.line = std::atoi(parts[1].c_str()), m.name = parts[2];
@@ -313,9 +318,12 @@ Spoilt spoilt(const char* name, const char* file, int line) {
 
 void block_barrier(const char* file, int line) {
     switch (spoilt("barrier", file, line)) {
-        case Spoilt::kNot: return wait(State::kBlockBarrier, 0, line);
-        case Spoilt::kWeakened: return wait(State::kWarpBarrier, 0xffffffffu, line);
-        case Spoilt::kDeleted: return;
+        case Spoilt::kNot:
+            return wait(State::kBlockBarrier, 0, line);
+        case Spoilt::kWeakened:
+            return wait(State::kWarpBarrier, 0xffffffffu, line);
+        case Spoilt::kDeleted:
+            return;
     }
 }
 
@@ -347,8 +355,10 @@ Recorder& recorder() {
 void set_recorder(Recorder r) { recorder() = std::move(r); }
 
 void submit(const char* name, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel) {
-    if (recorder()) recorder()(name, grid, block, shared_bytes, std::move(kernel));
-    else launch(name, grid, block, shared_bytes, kernel);
+    if (recorder())
+        recorder()(name, grid, block, shared_bytes, std::move(kernel));
+    else
+        launch(name, grid, block, shared_bytes, kernel);
 }
 
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {

@@ -102,8 +102,10 @@ struct Schedule {
 };
 // The schedules that every kernel test runs through.
 inline const std::vector<Schedule>& schedules() {
-    static const std::vector<Schedule> all = {{Order::kForward, Copies::kLate, 1},  {Order::kReverse, Copies::kEarly, 1},
-                                              {Order::kShuffled, Copies::kLate, 2}, {Order::kReverse, Copies::kLate, 1},
+    static const std::vector<Schedule> all = {{Order::kForward, Copies::kLate, 1},
+                                              {Order::kReverse, Copies::kEarly, 1},
+                                              {Order::kShuffled, Copies::kLate, 2},
+                                              {Order::kReverse, Copies::kLate, 1},
                                               {Order::kShuffled, Copies::kRandom, 3}};
     return all;
 }
@@ -193,7 +195,8 @@ void wait(State state, uint32_t mask, int line);
 
 // What LAUNCH does: runs the kernel now, or hands it to whoever records launches (set_recorder).
 void submit(const char* name, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> kernel);
-using Recorder = std::function<void(const char* name, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()>)>;
+using Recorder =
+    std::function<void(const char* name, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()>)>;
 void set_recorder(Recorder recorder);  // null: run at once
 
 // Runs the kernel over the grid under machine().schedule. Throws Fault.
@@ -205,7 +208,8 @@ Slot* publish(const T& v, uint32_t mask, int line) {
     static_assert(sizeof(T) <= sizeof(Slot::bytes) && std::is_trivially_copyable_v<T>);
     Machine& m = machine();
     const int me = linear(*m.self);
-    if (!(mask >> (me % 32) & 1)) fail("a lane takes part in a warp operation whose mask leaves it out, line " + std::to_string(line));
+    if (!(mask >> (me % 32) & 1))
+        fail("a lane takes part in a warp operation whose mask leaves it out, line " + std::to_string(line));
     const uint32_t exchange = m.self->exchanges++;
     Slot* row = &m.slots[(exchange & 1) * m.threads.size() + me / 32 * 32];
     std::memcpy(row[me % 32].bytes, &v, sizeof v);
@@ -239,8 +243,8 @@ void cp_wait(int keep, const char* file, int line);  // all but the last `keep` 
 
 // ---- barriers -------------------------------------------------------------------------------------------------------
 
-// Each of these and of the two above can be spoilt in one place at run time, to see that a test notices: the environment
-// holds SIMT_MUTATION=<end of the file's name>:<line>:<name>:delete, or :weaken, with the names
+// Each of these and of the two above can be spoilt in one place at run time, to see that a test notices: the
+// environment holds SIMT_MUTATION=<end of the file's name>:<line>:<name>:delete, or :weaken, with the names
 //   barrier     __syncthreads: not there, or one of the warp only
 //   warp        __syncwarp: not there
 //   wait        cp_async_wait<N>: not there, or N + 1
@@ -274,7 +278,8 @@ void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b, int line);
 
 // ---- vector accesses ------------------------------------------------------------------------------------------------
 
-// One instruction that moves 4, 8 or 16 bytes between memory and a lane's registers; the address must be a multiple of that.
+// One instruction that moves 4, 8 or 16 bytes between memory and a lane's registers; the address must be a multiple of
+// that.
 void load_vector(void* registers, const void* from, int bytes);
 void store_vector(void* to, const void* registers, int bytes);
 
@@ -316,7 +321,7 @@ class Guarded {
 
 #define __syncthreads() ::simt::block_barrier(__FILE__, __LINE__)
 #define SIMT_FIRST(first, ...) first
-#define __syncwarp(...) ::simt::warp_barrier(SIMT_FIRST(__VA_ARGS__ __VA_OPT__(,) 0xffffffffu), __FILE__, __LINE__)
+#define __syncwarp(...) ::simt::warp_barrier(SIMT_FIRST(__VA_ARGS__ __VA_OPT__(, ) 0xffffffffu), __FILE__, __LINE__)
 
 template <class T>
 T __shfl_sync(uint32_t mask, T v, int source, int width = 32) {
