@@ -334,7 +334,8 @@ void launch_early(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t s
     cudaLaunchConfig_t launch{};
     launch.gridDim = grid, launch.blockDim = block, launch.dynamicSmemBytes = shared_bytes, launch.stream = stream;
     launch.attrs = &early;
-    launch.numAttrs = code.ptxVersion >= 90;  // otherwise the kernel was compiled without its waits
+    // Otherwise the kernel was compiled without its waits; and graphs take such launches from CUDA 12.3 on.
+    launch.numAttrs = code.ptxVersion >= 90 && CUDART_VERSION >= 12030;
     cudaLaunchKernelEx(&launch, kernel, static_cast<Parameters>(arguments)...);
 }
 
