@@ -221,7 +221,8 @@ class Transformer {
     }
 
     // --- the adapted linears
-    // y = x W^T + S B^T,  S = s dropout(x) A^T.    x (N, in), y (N, out)
+    // y = x W^T + S B^T,  S = s dropout(x) A^T.    x (N, in), y (N, out). Where W has a border, B stands in it and S goes
+    // behind x, and kept for backward too.
     void linear(int l, Group g, const typename K::Weight& W, T* x, T* y) {
         lora_in(l, g, x);
         const LoraGroup& group = lora_.group(l, g);
@@ -249,7 +250,8 @@ class Transformer {
                 k_.copy_rows(batch_->N, group.width, saved(l).S[g], group.width, x + group.in, ldx);
     }
 
-    // dB += dy^T S;  dS = s dy B;  dx = dy W + dropout(dS A).    dx may be null. dS stays for gradient_of_A.
+    // dB += dy^T S;  dS = s dy B;  dx = dy W + dropout(dS A).    dx may be null. dS stays for gradient_of_A. Where W has a
+    // foot, A stands in it and dS goes behind dy.
     void linear_backward(int l, Group g, const typename K::Weight& W, T* dy, T* dx) {
         const LoraGroup& group = lora_.group(l, g);
         const int R = lora_.R(), lddy = group.out + borders_[g].rows;
@@ -416,9 +418,9 @@ class Transformer {
     std::vector<Saved> acts_;  // (L); layers share what is not kept
     Saved out_;                // x, n1 and r1 of the final norm
     F* rope_ = nullptr;        // (max_positions, HS/2, 2)
-    T* normed_ = nullptr;      // (N, C)
+    T* normed_ = nullptr;      // (N, C) rows ld1_ or ld2_ apart; the final norm's C
     T* delta_ = nullptr;       // (N, max(C, H HS)) what a half layer adds; in backward gradients of its input
-    T* dx_ = nullptr;          // (N, C)
+    T* dx_ = nullptr;          // (N, C) rows lddx_ apart
     T* low_ = nullptr;         // (N, C) forward's x + low_ or x2 + low_; null where T is F
     T* wide_ = nullptr;        // (N, max(width, I)): dqkv or dh
     T* dS_ = nullptr;          // (N, largest group width)
