@@ -221,8 +221,8 @@ class Transformer {
     }
 
     // --- the adapted linears
-    // y = x W^T + S B^T,  S = s dropout(x) A^T.    x (N, in), y (N, out). Where W has a border, B stands in it and S goes
-    // behind x, and kept for backward too.
+    // y = x W^T + S B^T,  S = s dropout(x) A^T.    x (N, in), y (N, out). Where W has a border, B stands in it and S
+    // goes behind x, and kept for backward too.
     void linear(int l, Group g, const typename K::Weight& W, T* x, T* y) {
         lora_in(l, g, x);
         const LoraGroup& group = lora_.group(l, g);
@@ -250,8 +250,8 @@ class Transformer {
                 k_.copy_rows(batch_->N, group.width, saved(l).S[g], group.width, x + group.in, ldx);
     }
 
-    // dB += dy^T S;  dS = s dy B;  dx = dy W + dropout(dS A).    dx may be null. dS stays for gradient_of_A. Where W has a
-    // foot, A stands in it and dS goes behind dy.
+    // dB += dy^T S;  dS = s dy B;  dx = dy W + dropout(dS A).    dx may be null. dS stays for gradient_of_A. Where W
+    // has a foot, A stands in it and dS goes behind dy.
     void linear_backward(int l, Group g, const typename K::Weight& W, T* dy, T* dx) {
         const LoraGroup& group = lora_.group(l, g);
         const int R = lora_.R(), lddy = group.out + borders_[g].rows;
