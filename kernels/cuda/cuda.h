@@ -39,7 +39,8 @@ class Cuda : public CudaMemory<Store> {
     void read(int64_t n, const float* from, float* host);
     void read(int64_t n, const double* from, double* host);
     void cast(int64_t n, const float* x, T* y) { cuda::cast<T>(stream(), n, x, y); }
-    // Borders (kernels.h): the adapters go beside their weights, x A^T behind x.
+    // Borders (kernels.h): the adapters go beside their weights, x A^T behind x. Of a weight gemv reads before the
+    // kernel before it has ended; what writes the border has: x A^T, a plain launch, lies between.
     void refresh_borders(const T* adapters) {
         if (borders_n_ > 0) cuda::copy_borders<T>(stream(), borders_n_, borders_, adapters);
     }

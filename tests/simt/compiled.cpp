@@ -184,10 +184,11 @@ void write_record(const std::string& path, const Recorded& record) {
 }
 
 std::string source_hash(const std::string& root) {
-    std::vector<std::string> files = {"kernels/batch.h", "kernels/bf16.h", "kernels/orpo_pair.h", "kernels/sample.h"};
+    std::vector<std::string> files = {"kernels/batch.h",    "kernels/bf16.h",      "kernels/border.h",
+                                      "kernels/low_rank.h", "kernels/orpo_pair.h", "kernels/sample.h"};
     for (const auto& file : fs::directory_iterator(root + "/kernels/cuda")) {
         const std::string name = file.path().filename().string(), ending = file.path().extension().string();
-        if (ending == ".cu" || ending == ".cuh" || name == "ops.h")
+        if (ending == ".cu" || ending == ".cuh" || name == "ops.h" || name == "low_rank_cut.h")
             files.push_back("kernels/cuda/" + name);
     }
     std::sort(files.begin(), files.end());

@@ -9,7 +9,8 @@ if(ORPO_NVCC)
   file(GLOB kernel_headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/cuda/*.cuh)
   list(APPEND kernel_headers ${PROJECT_SOURCE_DIR}/kernels/cuda/ops.h ${PROJECT_SOURCE_DIR}/kernels/bf16.h
        ${PROJECT_SOURCE_DIR}/kernels/batch.h ${PROJECT_SOURCE_DIR}/kernels/orpo_pair.h
-       ${PROJECT_SOURCE_DIR}/kernels/low_rank.h ${PROJECT_SOURCE_DIR}/kernels/cuda/low_rank_cut.h)
+       ${PROJECT_SOURCE_DIR}/kernels/border.h ${PROJECT_SOURCE_DIR}/kernels/low_rank.h
+       ${PROJECT_SOURCE_DIR}/kernels/cuda/low_rank_cut.h)
   foreach(source ${our_kernels})
     get_filename_component(name ${source} NAME_WE)
     foreach(target 80 86 89 90 100 120)
