@@ -37,9 +37,7 @@ static inline V pair_up(__m512i a, __m512i b) {
 static inline __m512i halves(V x) { return _mm512_cvtepu16_epi32(narrow(x)); }
 static inline V pair_up(V a, V b) { return pair_up(halves(a), halves(b)); }
 // 32 numbers in a row -> 16 pairs.
-static inline void store_pairs(float* to, V a, V b) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
-}
+static inline void store_pairs(float* to, V a, V b) { _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v)); }
 
 // Row of K numbers -> pairs_of(K) pairs.
 static inline void pack_row_pairs(int K, const bf16* from, float* to) {
@@ -120,15 +118,22 @@ static inline void amx_begin(const float* C, int64_t ldc, bool accumulate) {
     }
 }
 // meanwhile() is called once for every 16 pairs: vector instructions run beside the tiles' products.
-template <int kTilesM, int kTilesN, class Meanwhile>
+// kPassing: A does not come again before B does, so it shall not take B's place in L1.
+template <int kTilesM, int kTilesN, bool kPassing = false, class Meanwhile>
 static inline void amx_steps(int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
                              const Meanwhile& meanwhile) {
     for (int p = 0; p < pairs; p += 16) {
         _tile_loadd(6, B + p * ldb, ldb * 4);
-        _tile_loadd(4, A + p, lda * 4);
+        if (kPassing)
+            _tile_stream_loadd(4, A + p, lda * 4);
+        else
+            _tile_loadd(4, A + p, lda * 4);
         _tile_dpbf16ps(0, 4, 6);
         if (kTilesM == 2) {
-            _tile_loadd(5, A + 16 * lda + p, lda * 4);
+            if (kPassing)
+                _tile_stream_loadd(5, A + 16 * lda + p, lda * 4);
+            else
+                _tile_loadd(5, A + 16 * lda + p, lda * 4);
             _tile_dpbf16ps(2, 5, 6);
         }
         if (kTilesN == 2) {
@@ -150,12 +155,12 @@ static inline void amx_end(float* C, int64_t ldc) {
 
 // next_c: the block of C that will be written next, `next_rows` rows of it at distance ldc: its lines are asked for
 // while this block is being multiplied, for a store that misses waits for memory.
-template <int kTilesM, int kTilesN>
+template <int kTilesM, int kTilesN, bool kPassing>
 static inline void amx_block(int pairs, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
                              bool accumulate, const float* next_c, int next_rows) {
     amx_begin<kTilesM, kTilesN>(C, ldc, accumulate);
     int asked = 0;
-    amx_steps<kTilesM, kTilesN>(pairs, A, lda, B, ldb, [&] {
+    amx_steps<kTilesM, kTilesN, kPassing>(pairs, A, lda, B, ldb, [&] {
         for (const int until = asked + 2; asked < until && asked < next_rows; ++asked) {
             __builtin_prefetch(next_c + asked * ldc, 1);
             if (kTilesN == 2) __builtin_prefetch(next_c + asked * ldc + 16, 1);
@@ -165,6 +170,7 @@ static inline void amx_block(int pairs, const float* A, int64_t lda, const float
 }
 
 // As panel<false, true>; A, at distance lda, must be readable up to a multiple of 16 rows. The caller holds Tiles.
+template <bool kPassing = false>
 [[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
                                           float* C, int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
     const int width = n <= 16 ? 16 : 32;
@@ -179,8 +185,8 @@ static inline void amx_block(int pairs, const float* A, int64_t lda, const float
         if (!whole && accumulate)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) edge[i * 32 + j] = C[(m + i) * ldc + j];
-        const auto block = rows > 16 ? (width == 16 ? amx_block<2, 1> : amx_block<2, 2>)
-                                     : (width == 16 ? amx_block<1, 1> : amx_block<1, 2>);
+        const auto block = rows > 16 ? (width == 16 ? amx_block<2, 1, kPassing> : amx_block<2, 2, kPassing>)
+                                     : (width == 16 ? amx_block<1, 1, kPassing> : amx_block<1, 2, kPassing>);
         block(pairs, A + m * lda, lda, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
         if (!whole)
             for (int i = 0; i < rows; ++i)
@@ -189,6 +195,7 @@ static inline void amx_block(int pairs, const float* A, int64_t lda, const float
 }
 #else
 // A at distance kALd.
+template <bool kPassing = false>
 static void panel_pairs(int M, int pairs, const float* A, int64_t, const float* B, int64_t ldb, float* C, int64_t ldc,
                         int n, bool accumulate, const Ahead& ahead = {}) {
     panel<false, true>(M, pairs, A, 0, B, ldb, C, ldc, n, accumulate, ahead);

@@ -85,7 +85,7 @@ static void head(const HeadShare<T>& s, float* scratch) {
                               const float* next) {
         const Ahead ahead{next, 1, next ? K * width / 16 : 0, 0};
 #if defined(__AVX512BF16__)
-        if constexpr (kPairs) return panel_pairs(s.rows, K, a, kALd, b, width, c, ldc, n, more, ahead);
+        if constexpr (kPairs) return panel_pairs<true>(s.rows, K, a, kALd, b, width, c, ldc, n, more, ahead);
 #endif
         panel<false>(s.rows, K, a, 0, b, width, c, ldc, n, more, ahead);
     };
