@@ -44,8 +44,7 @@ void tile_product(int c, int a, int b) {
 #undef _tile_dpbf16ps
 #define _tile_loadconfig(config) static_cast<void>(config)
 #define _tile_release() static_cast<void>(0)
-#define _tile_zero(t) \
-    tiles[t] = Tile {}
+#define _tile_zero(t) tiles[t] = Tile{}
 #define _tile_loadd(t, base, step) tile_load(t, base, step)
 #define _tile_stream_loadd(t, base, step) tile_load(t, base, step)
 #define _tile_stored(t, base, step) tile_store(t, base, step)

@@ -37,7 +37,9 @@ static inline V pair_up(__m512i a, __m512i b) {
 static inline __m512i halves(V x) { return _mm512_cvtepu16_epi32(narrow(x)); }
 static inline V pair_up(V a, V b) { return pair_up(halves(a), halves(b)); }
 // 32 numbers in a row -> 16 pairs.
-static inline void store_pairs(float* to, V a, V b) { _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v)); }
+static inline void store_pairs(float* to, V a, V b) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
+}
 
 // Row of K numbers -> pairs_of(K) pairs.
 static inline void pack_row_pairs(int K, const bf16* from, float* to) {

@@ -17,15 +17,15 @@ struct Rounding {
     int64_t ldc = 0;
     float scale = 1;
     bool accumulate = false;
+    bool large = false;  // a linear's C: much of it would leave the caches before it is read
 
-    // A linear's usual block: 32 rows of one whole cache line of bf16.
-    bool plain() const {
-        return sizeof(Out) == 2 && n == 32 && left == 32 && scale == 1.0f && !accumulate &&
+    // 32 rows, each one whole cache line of bf16, that may pass the caches.
+    bool streams() const {
+        return large && sizeof(Out) == 2 && n == 32 && left == 32 && scale == 1.0f && !accumulate &&
                (reinterpret_cast<uintptr_t>(C) | static_cast<uintptr_t>(ldc) * sizeof(Out)) % 64 == 0;
     }
-    // Past the caches: C is larger than L2, and a line that is to be written whole need not be read first. The whole
-    // product ends with a fence.
-    void one_plain() {
+    // One row of a block that streams(): a line that is written whole is not read first. The product ends with a fence.
+    void stream_row() {
         _mm512_stream_si512(reinterpret_cast<__m512i*>(C),
                             (__m512i)_mm512_cvtne2ps_pbh(load(sums + 16).v, load(sums).v));
         sums += 32, C += ldc;
@@ -78,15 +78,16 @@ static void multiply_panel(int M, int pairs, const float* a, int64_t lda, const 
         const int rows = M - m < kGroup ? M - m : kGroup;
         const float* const from = before ? before + int64_t{m} * width : nullptr;
         float* const block = keep ? keep + int64_t{m} * width : last.sums == blocks ? blocks + kGroup * 32 : blocks;
-        if (rows == kGroup && width == 32 && !keep && last.plain()) {
+        if (rows == kGroup && width == 32 && !keep && last.streams()) {
             Rounding<Out> waiting = last;  // in registers
             const auto round = [&] {
                 ask();
-                for (int i = 0; i < each; ++i) waiting.one_plain();
+                for (int i = 0; i < each; ++i) waiting.stream_row();
             };
             sum_block<2, 2>(kGroup / each * 16, pairs, a, lda, b, width, from, low, m, block, round, ask);
         } else {
             last.finish();
+            for (int i = 0; i < rows && !keep; ++i) __builtin_prefetch(to.C + (m + i) * to.ldc, 1);
             const auto run = rows > 16 ? (width == 16 ? sum_block<2, 1, decltype(ask), decltype(ask)>
                                                       : sum_block<2, 2, decltype(ask), decltype(ask)>)
                                        : (width == 16 ? sum_block<1, 1, decltype(ask), decltype(ask)>
@@ -158,16 +159,27 @@ static void gemm_narrow_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
         }
     }
     last.finish();
-    _mm_sfence();
 }
 
-// As gemm().
+// A that few panels pass is multiplied where it lies, if it is whole pairs and whole tiles: packing it would take longer
+// than it saves.
+template <class Out>
+static inline bool in_place(const GemmShare<bf16, Out>& g, int rows) {
+#if defined(ORPO_AMX)
+    return g.N <= 3 * kNR && rows % 16 == 0 && g.K % 32 == 0 && g.lda % 2 == 0 &&
+           reinterpret_cast<uintptr_t>(g.A) % 4 == 0;
+#else
+    return false;
+#endif
+}
+
 // Where K takes several blocks, the sums of kSumColumns columns wait in scratch.
 static constexpr int kSumColumns = 640;
 static int64_t gemm_scratch_bf16() {
     return 2 * (int64_t{kMC + 32} * kALd + int64_t{kKC} * kNR) + 16 * int64_t{kKC + 16} +
            int64_t{kMC + 32} * kSumColumns;
 }
+// As gemm().
 template <class Out>
 static void gemm_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
     const Tiles tiles{};
@@ -194,7 +206,11 @@ static void gemm_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
             for (int p0 = 0; p0 < pairs_all; p0 += p_step) {
                 const int pairs = pairs_all - p0 < p_step ? pairs_all - p0 : p_step, k0 = 2 * p0;
                 const int kc = g.K - k0 < 2 * pairs ? g.K - k0 : 2 * pairs;
-                pack_rows_pairs(mc, kc, g.A + m0 * g.lda + k0, g.lda, a);
+                const bf16* const A = g.A + m0 * g.lda + k0;
+                const bool lies = in_place(g, mc);
+                if (!lies) pack_rows_pairs(mc, kc, A, g.lda, a);
+                const float* const rows_a = lies ? reinterpret_cast<const float*>(A) : a;
+                const int64_t lda = lies ? g.lda / 2 : kALd;
                 for (int n0 = c0; n0 < c1; n0 += kNR) {
                     const int n = c1 - n0 < kNR ? c1 - n0 : kNR;
                     int width = n <= 16 ? 16 : kNR;
@@ -226,10 +242,11 @@ static void gemm_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
                         low.units[low.terms] = rank_units(g.added[i]), low.a[low.terms] = s, low.b[low.terms++] = to;
                         to += rank_units(g.added[i]) * width;
                     }
-                    multiply_panel(kGroup == 32 && !whole ? rows : mc, pairs, a, kALd, from, width,
-                                   p0 > 0 ? before : nullptr, whole ? nullptr : before,
-                                   {nullptr, 0, 0, n, g.C + m0 * g.ldc + n0, g.ldc, g.scale, g.accumulate}, last,
-                                   blocks, ahead, low);
+                    const Rounding<Out> rounding = {
+                        nullptr, 0, 0, n, g.C + m0 * g.ldc + n0, g.ldc, g.scale, g.accumulate, packed};
+                    multiply_panel(kGroup == 32 && !whole ? rows : mc, pairs, rows_a, lda, from, width,
+                                   p0 > 0 ? before : nullptr, whole ? nullptr : before, rounding, last, blocks, ahead,
+                                   low);
                 }
             }
         }
