@@ -161,7 +161,7 @@ static void gemm_narrow_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
     last.finish();
 }
 
-// A that few panels pass is multiplied where it lies, if it is whole pairs and whole tiles: packing it would take longer
+// A that few panels pass is multiplied where it lies, if it is whole pairs and whole tiles: packing would take longer
 // than it saves.
 template <class Out>
 static inline bool in_place(const GemmShare<bf16, Out>& g, int rows) {
