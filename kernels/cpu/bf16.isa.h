@@ -5,11 +5,11 @@
 // Each element of C is again one chain over k: pairs (AVX512-BF16) or steps of 32 (AMX, whose own order within a step
 // is fixed), independent of threads, rows and blocks.
 #if defined(ORPO_AMX)
-// Tiles: 0-3 C (2 x 2 blocks of 16 x 16 fp32), 4-5 A (16 rows x 32 bf16), 6-7 B (16 pairs x 16 columns).
+// Tiles: 0-3 C (2 x 2 blocks of 16 x 16 fp32), 4 A (16 rows x 32 bf16), 5 B (16 pairs x 16 columns).
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
 };
 
 // Constant data: GCC's intrinsic names only the first 8 of the 64 bytes that it reads, so stores to a local are
@@ -121,27 +121,34 @@ static inline void amx_begin(const float* C, int64_t ldc, bool accumulate) {
 }
 // meanwhile() is called once for every 16 pairs: vector instructions run beside the tiles' products.
 // kPassing: A does not come again before B does, so it shall not take B's place in L1.
+// Two tiles hold all operands, though there are four and one block of B is loaded twice: while the core's other thread
+// is busy there are few registers for a tile to be renamed to, fewer the more tiles are in use. With four, every load
+// then waits for the product before it to retire (a step takes 270 cycles), with two most do not (155); when the core
+// is ours alone both take 62, the products' own time.
 template <int kTilesM, int kTilesN, bool kPassing = false, class Meanwhile>
 static inline void amx_steps(int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
                              const Meanwhile& meanwhile) {
     for (int p = 0; p < pairs; p += 16) {
-        _tile_loadd(6, B + p * ldb, ldb * 4);
+        _tile_loadd(5, B + p * ldb, ldb * 4);
         if (kPassing)
             _tile_stream_loadd(4, A + p, lda * 4);
         else
             _tile_loadd(4, A + p, lda * 4);
-        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(0, 4, 5);
+        if (kTilesN == 2) {
+            _tile_loadd(5, B + p * ldb + 16, ldb * 4);
+            _tile_dpbf16ps(1, 4, 5);
+        }
         if (kTilesM == 2) {
             if (kPassing)
-                _tile_stream_loadd(5, A + 16 * lda + p, lda * 4);
+                _tile_stream_loadd(4, A + 16 * lda + p, lda * 4);
             else
-                _tile_loadd(5, A + 16 * lda + p, lda * 4);
-            _tile_dpbf16ps(2, 5, 6);
-        }
-        if (kTilesN == 2) {
-            _tile_loadd(7, B + p * ldb + 16, ldb * 4);
-            _tile_dpbf16ps(1, 4, 7);
-            if (kTilesM == 2) _tile_dpbf16ps(3, 5, 7);
+                _tile_loadd(4, A + 16 * lda + p, lda * 4);
+            if (kTilesN == 2) {
+                _tile_dpbf16ps(3, 4, 5);
+                _tile_loadd(5, B + p * ldb, ldb * 4);
+            }
+            _tile_dpbf16ps(2, 4, 5);
         }
         meanwhile();
     }
