@@ -95,9 +95,13 @@ template <class From>
 static void pack_b_columns_pairs(int n, int K, const From* B, int64_t ldb, float* to, int width, float* temp) {
     const int pairs = pairs_of(K);
     for (int j = 0; j < width; j += 16) {
-        const int rows = n - j < 16 ? n - j : 16;
+        const int rows = n - j < 0 ? 0 : n - j < 16 ? n - j : 16;
+        if (sizeof(From) == 2 && K % 32 == 0 && ldb % 2 == 0) {  // bf16 side by side are pairs already
+            transpose_strip(rows, pairs, reinterpret_cast<const float*>(B + j * ldb), ldb / 2, to + j, width);
+            continue;
+        }
         for (int i = 0; i < rows; ++i) pack_row_pairs(K, B + (j + i) * ldb, temp + int64_t{i} * pairs);
-        transpose_strip(rows > 0 ? rows : 0, pairs, temp, pairs, to + j, width);
+        transpose_strip(rows, pairs, temp, pairs, to + j, width);
     }
 }
 
@@ -162,6 +166,18 @@ static inline void amx_end(float* C, int64_t ldc) {
     __asm__ volatile("" ::: "memory");
 }
 
+// A (32, 32) block of sums that grows by stretches of K: += A (32, K; pairs) B (K, 32; pairs).
+struct Sums {
+    float* C;
+    explicit Sums(float* C) : C(C) { amx_begin<2, 2>(C, kNR, false); }
+    template <class Meanwhile>
+    void add(int pairs, const float* A, int64_t lda, const float* B, const Meanwhile& meanwhile) {
+        __asm__ volatile("" ::: "memory");
+        amx_steps<2, 2>(pairs, A, lda, B, kNR, meanwhile);
+    }
+    void end() { amx_end<2, 2>(C, kNR); }
+};
+
 // next_c: the block of C that will be written next, `next_rows` rows of it at distance ldc: its lines are asked for
 // while this block is being multiplied, for a store that misses waits for memory.
 template <int kTilesM, int kTilesN, bool kPassing>
@@ -203,12 +219,24 @@ template <bool kPassing = false>
     }
 }
 #else
-// A at distance kALd.
 template <bool kPassing = false>
-static void panel_pairs(int M, int pairs, const float* A, int64_t, const float* B, int64_t ldb, float* C, int64_t ldc,
-                        int n, bool accumulate, const Ahead& ahead = {}) {
-    panel<false, true>(M, pairs, A, 0, B, ldb, C, ldc, n, accumulate, ahead);
+static void panel_pairs(int M, int pairs, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
+                        int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
+    panel<false, true>(M, pairs, A, lda, B, ldb, C, ldc, n, accumulate, ahead);
 }
+
+struct Sums {
+    float* C;
+    bool begun = false;
+    explicit Sums(float* C) : C(C) {}
+    template <class Meanwhile>
+    void add(int pairs, const float* A, int64_t lda, const float* B, const Meanwhile& meanwhile) {
+        panel_pairs(32, pairs, A, lda, B, kNR, C, kNR, kNR, begun);
+        begun = true;
+        for (int p = 0; p < pairs; p += 16) meanwhile();
+    }
+    void end() {}
+};
 #endif
 
 // Packed weights in bf16: as in gemm.isa.h, panels of kNR rows of W (N, K), each (pairs_of(K), kNR). rows: (count, K)
@@ -257,8 +285,8 @@ static void unpack_weight_row_bf16(int64_t N, int K, const float* packed, int64_
     }
 }
 
-// to (columns, kALd): columns of x (rows, columns) in pairs over rows, zero-padded to 32 rows.
-static void pack_turned_pairs(int rows, int columns, const bf16* x, int64_t ld, float* to) {
+// to (columns, pairs_of(rows)) at distance ldt: columns of x (rows, columns) in pairs over rows, zero-padded to 32 rows.
+static void pack_turned_pairs(int rows, int columns, const bf16* x, int64_t ld, float* to, int64_t ldt) {
     alignas(64) float strip[16 * 16];
     for (int p0 = 0; p0 < pairs_of(rows); p0 += 16)
         for (int d = 0; d < columns; d += 16) {
@@ -269,7 +297,7 @@ static void pack_turned_pairs(int rows, int columns, const bf16* x, int64_t ld, 
                                     : halves_n(x + r * ld + d, left);
             };
             for (int p = 0; p < 16; ++p) store(strip + 16 * p, pair_up(row(2 * (p0 + p)), row(2 * (p0 + p) + 1)));
-            transpose_strip(16, left, strip, 16, to + int64_t{d} * kALd + p0, kALd);
+            transpose_strip(16, left, strip, 16, to + d * ldt + p0, ldt);
         }
 }
 
@@ -292,7 +320,7 @@ static void gemm_tokens_bf16(int M, int N, int K, const bf16* A, int64_t lda, co
     }
     for (int k0 = 0; k0 < K; k0 += kTokens16) {
         const int kc = K - k0 < kTokens16 ? K - k0 : kTokens16, pairs = pairs_of(kc);
-        pack_turned_pairs(kc, M, A + k0 * lda, lda, a);
+        pack_turned_pairs(kc, M, A + k0 * lda, lda, a, kALd);
         for (int n0 = 0; n0 < N; n0 += kNR) {
             const int n = N - n0 < kNR ? N - n0 : kNR, width = n <= 16 ? 16 : kNR;
             pack_b_rows_pairs(n, kc, B + k0 * ldb + n0, ldb, b, width);

@@ -24,7 +24,7 @@ static constexpr int kChain = 96;      // terms summed before they are added to 
 static constexpr int kKC = 576;        // rows of B, columns of A in one cache block: whole chains
 static constexpr int kALd = kKC + 16;  // row distance of packed A: one cache line past a power of two's aliasing
 
-// A of this tile: element (m, k) at A[m * (kCols ? 1 : kALd) + k * (kCols ? lda : 1)].
+// A of this tile: element (m, k) at A[m * (kCols ? 1 : kPairs ? lda : kALd) + k * (kCols ? lda : 1)].
 // B: (K, 16 NV) at distance ldb. C: (MR, 16 NV) at distance ldc.
 // kPairs: A and B hold pairs of bf16 (k and k + 1) in each 32-bit element, K counts pairs (bf16.isa.h).
 template <int MR, int NV, bool kCols, bool kPairs>
@@ -47,7 +47,7 @@ template <int MR, int NV, bool kCols, bool kPairs>
         for (int j = 0; j < NV; ++j) b[j] = load(B + 16 * j);
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i) {
-            const V a = set1(kCols ? A[i] : A[i * kALd]);
+            const V a = set1(kCols ? A[i] : A[i * (kPairs ? lda : kALd)]);
 #pragma GCC unroll 4
             for (int j = 0; j < NV; ++j) acc[i][j] = kPairs ? fma_pairs(a, b[j], acc[i][j]) : fma(a, b[j], acc[i][j]);
         }
@@ -104,7 +104,7 @@ template <bool kCols, bool kPairs = false>
     const bool direct = n == width && K <= chain, onto = accumulate && K <= chain;
     for (int b = 0, m = 0; b < blocks; ++b) {
         const int rows = (M - m + blocks - b - 1) / (blocks - b);  // balanced: 14 or 13, never a last one of 1
-        const float* a = A + m * (kCols ? 1 : int64_t{kALd});
+        const float* a = A + m * (kCols ? 1 : kPairs ? lda : kALd);
         if (ahead.from) ahead.fetch(b, blocks);
         float* c = direct ? C + m * ldc : local;
         const int64_t ld = direct ? ldc : width;

@@ -74,7 +74,7 @@ struct AttentionShare {
     int heads;         // backward: query heads of the K/V head, side by side in q, o, d_o, dq and lse; q.. at the first
     const T* d_o;      // backward: as o
     T* dq;             // backward: as q, overwritten
-    float *dk0, *dv0;  // backward: (keys0, HS); fp32: added to, bf16: written, for it is given whole segments
+    float *dk0, *dv0;  // backward: (keys0, HS), added to
     float *dk1, *dv1;  // backward: (total1, HS), likewise
 };
 
