@@ -108,7 +108,7 @@ void Cpu<T>::attention_backward(const Batch& b, const HeadShape& shape, const T*
         }
         ORPO_CHECK(used <= sums_capacity_);
         items(int64_t{last - first} * 2 * KV, [&](int t, int64_t i) {
-            const int g = static_cast<int>(i % KV), side = static_cast<int>(i / KV % 2), h = g * (H / KV);
+            const int side = static_cast<int>(i % 2), g = static_cast<int>(i / 2 % KV), h = g * (H / KV);
             const int pair = first + static_cast<int>(i / KV / 2);
             const PairSpan& p = b.pairs[pair];
             const int total0 = segment_rows(p, 0), total1 = segment_rows(p, side), P = prompt_rows(p);

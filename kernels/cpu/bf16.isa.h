@@ -90,6 +90,22 @@ static void pack_b_rows_pairs(int n, int K, const bf16* B, int64_t ldb, float* t
         }
 }
 
+// `panels` times (pairs_of(K), 32), one after the other, from B (K, 32 panels). Rows that lie far apart are read in
+// longer stretches so, and the next ones are asked for: few would be fetched ahead otherwise.
+static void pack_panels_pairs(int panels, int K, const bf16* B, int64_t ldb, float* to) {
+    static constexpr bf16 kZeros[32] = {};
+    const int pairs = pairs_of(K);
+    for (int p = 0; p < pairs; ++p) {
+        const bf16* const row0 = B + 2 * p * ldb;
+        for (int j = 0; j < panels; ++j) {
+            const bf16* const x = row0 + j * 32;
+            __builtin_prefetch(x + panels * 32);
+            __builtin_prefetch(x + panels * 32 + ldb);
+            pair_up_rows(2 * p < K ? x : kZeros, 2 * p + 1 < K ? x + ldb : kZeros, to + (int64_t{j} * pairs + p) * 32);
+        }
+    }
+}
+
 // (pairs_of(K), width) from B (n, K) at distance ldb; temp: 16 pairs_of(K) floats.
 template <class From>
 static void pack_b_columns_pairs(int n, int K, const From* B, int64_t ldb, float* to, int width, float* temp) {
@@ -285,7 +301,8 @@ static void unpack_weight_row_bf16(int64_t N, int K, const float* packed, int64_
     }
 }
 
-// to (columns, pairs_of(rows)) at distance ldt: columns of x (rows, columns) in pairs over rows, zero-padded to 32 rows.
+// to (columns, pairs_of(rows)) at distance ldt: columns of x (rows, columns) in pairs over rows, zero-padded to 32
+// rows.
 static void pack_turned_pairs(int rows, int columns, const bf16* x, int64_t ld, float* to, int64_t ldt) {
     alignas(64) float strip[16 * 16];
     for (int p0 = 0; p0 < pairs_of(rows); p0 += 16)
@@ -301,10 +318,12 @@ static void pack_turned_pairs(int rows, int columns, const bf16* x, int64_t ld, 
         }
 }
 
-// As gemm_tokens(): blocks of kTokens16 tokens while the sums wait in C. A (K, M) is turned into rows of pairs.
-static constexpr int kTokens16 = 256;
+// As gemm_tokens(): blocks of kTokens16 tokens while the sums wait in C. A (K, M) is turned into rows of pairs. Of B,
+// kTokenPanels panels are packed at a time: stretches of a row that are long enough to be fetched ahead.
+static constexpr int kTokens16 = 256, kTokenPanels = 4;
 static int64_t tokens_scratch_bf16(int M, int N) {
-    return int64_t{M + 32} * kALd + kTokens16 / 2 * kNR + int64_t{M + 16} * ((N + kNR - 1) / kNR * kNR + 16);
+    return int64_t{M + 32} * kALd + kTokenPanels * kTokens16 / 2 * kNR +
+           int64_t{M + 16} * ((N + kNR - 1) / kNR * kNR + 16);
 }
 static void gemm_tokens_bf16(int M, int N, int K, const bf16* A, int64_t lda, const bf16* B, int64_t ldb, float* C,
                              int64_t ldc, bool turned, float* scratch) {
@@ -314,17 +333,24 @@ static void gemm_tokens_bf16(int M, int N, int K, const bf16* A, int64_t lda, co
     float* c = C;
     int64_t ld = ldc;
     if (turned) {  // (M, N)
-        c = b + kTokens16 / 2 * kNR;
+        c = b + kTokenPanels * kTokens16 / 2 * kNR;
         ld = (N + kNR - 1) / kNR * kNR + 16;
         for (int n = 0; n < N; n += 16) transpose_strip(N - n < 16 ? N - n : 16, M, C + n * ldc, ldc, c + n, ld);
     }
     for (int k0 = 0; k0 < K; k0 += kTokens16) {
         const int kc = K - k0 < kTokens16 ? K - k0 : kTokens16, pairs = pairs_of(kc);
         pack_turned_pairs(kc, M, A + k0 * lda, lda, a, kALd);
-        for (int n0 = 0; n0 < N; n0 += kNR) {
-            const int n = N - n0 < kNR ? N - n0 : kNR, width = n <= 16 ? 16 : kNR;
-            pack_b_rows_pairs(n, kc, B + k0 * ldb + n0, ldb, b, width);
-            panel_pairs(M, pairs, a, kALd, b, width, c + n0, ld, n, true);
+        for (int n0 = 0; n0 < N;) {
+            const int whole = (N - n0) / kNR, panels = whole > kTokenPanels ? kTokenPanels : whole;
+            const bf16* const from = B + k0 * ldb + n0;
+            if (panels > 0)
+                pack_panels_pairs(panels, kc, from, ldb, b);
+            else
+                pack_b_rows_pairs(N - n0, kc, from, ldb, b, N - n0 <= 16 ? 16 : kNR);
+            for (int j = 0; j < (panels > 0 ? panels : 1); ++j, n0 += kNR) {
+                const int n = N - n0 < kNR ? N - n0 : kNR, width = n <= 16 ? 16 : kNR;
+                panel_pairs(M, pairs, a, kALd, b + int64_t{j} * pairs * kNR, width, c + n0, ld, n, true);
+            }
         }
     }
     if (turned)

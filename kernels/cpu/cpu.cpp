@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -233,8 +234,22 @@ void Cpu<T>::items(int64_t n, const std::function<void(int, int64_t)>& f) {
         for (int64_t i = 0; i < n; ++i) f(0, i);
         return;
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads_)
-    for (int64_t i = 0; i < n; ++i) f(omp_get_thread_num(), i);
+    // A stretch of items for each thread, the same in every operation over the same rows, so that they are still in its
+    // cache; whoever is done helps the next ones.
+    struct alignas(64) Stretch {
+        std::atomic<int64_t> next;
+        int64_t end;
+    };
+    std::vector<Stretch> stretches(static_cast<size_t>(threads_));
+    for (int t = 0; t < threads_; ++t) stretches[t].next = n * t / threads_, stretches[t].end = n * (t + 1) / threads_;
+#pragma omp parallel num_threads(threads_)
+    {
+        const int t = omp_get_thread_num();
+        for (int k = 0; k < threads_; ++k) {
+            Stretch& s = stretches[(t + k) % threads_];
+            for (int64_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.end;) f(t, i);
+        }
+    }
 }
 
 template class Cpu<float>;

@@ -123,7 +123,7 @@ class Cpu {
     bool fits(std::span<const LowRank<T>> terms) const {
         int units = 0;
         for (const LowRank<T>& t : terms) units += ops_.units(t.R);
-        return terms.size() <= cpu::kMostAdded && units <= isa_.most_rank;
+        return terms.size() <= cpu::kMostAdded && units <= isa_.most_units;
     }
     // f(row, rows, terms) for all N rows: those that have the same terms. added: ordered by row, each row in one run.
     template <class Function>

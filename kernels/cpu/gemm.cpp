@@ -16,19 +16,25 @@ void Cpu<T>::product(const GemmShare<T, Out>& whole) {
     const int panel = isa_.panel;
     const int panels = (whole.N + panel - 1) / panel;
     // The grid of shares, rows x columns. Threads take them one by one, for processors that others use too are not
-    // equally fast; a share costs its products, and reading and packing its A and B, in units of one column or row.
-    const double cost_a = sizeof(T) == 2 ? 0.5 : 2, cost_b = whole.form == BForm::kPacked ? 1 : 8;
+    // equally fast. What a thread does, in products of one column and one row: its shares, reading and packing their A
+    // (bf16: once for all shares of the same rows, if it fits) and B; and half a share of waiting for the others.
+    const double cost_a = sizeof(T) == 2 ? 30 : 2, cost_b = whole.form != BForm::kPacked ? 8 : sizeof(T) == 2 ? 10 : 1;
     const double cost_share = 2e6 / whole.K;  // a few microseconds
+    const int most = (sizeof(T) == 2 ? 2 : 1) * kSharesOfThread * threads_;
     int rows = 1, columns = 1;
     double least = 1e300;
     const bool small = threads_ == 1 || double(whole.M) * whole.N * whole.K < 1e5;
-    for (int r = 1; r <= kSharesOfThread * threads_ && !small; ++r)
-        for (int c = 1; r * c <= kSharesOfThread * threads_ && c <= panels; ++c) {
+    for (int r = 1; r <= most && !small; ++r)
+        for (int c = 1; r * c <= most && c <= panels; ++c) {
             const double m = (whole.M + r - 1) / r, n = (panels + c - 1) / c * panel;
-            const double share = m * n + cost_a * m + cost_b * n + cost_share;
-            const double cost = share * std::max(1.0, double(r * c) / threads_) + share / 2;
+            const double shares = std::max(1.0, double(r * c) / threads_);
+            const bool once = sizeof(T) == 2 && m <= isa_.most_rows && ops_.units(whole.K) <= isa_.most_units;
+            const double packed = once ? std::max(1.0, double(r) / threads_) : shares;
+            const double share = m * n + cost_b * n + cost_share;
+            const double cost = share * shares + cost_a * m * packed + share / 2;
             if (cost < least) least = cost, rows = r, columns = c;
         }
+    std::vector<int> last(static_cast<size_t>(threads_), -1);  // rows of a thread's last share
     items(int64_t{rows} * columns, [&](int t, int64_t i) {
         const int r = static_cast<int>(i / columns), c = static_cast<int>(i % columns);
         // Whole tiles of 16 rows.
@@ -42,6 +48,8 @@ void Cpu<T>::product(const GemmShare<T, Out>& whole) {
         s.first += n0;
         s.added_row = m0;
         s.C += m0 * whole.ldc + n0;
+        s.some_columns = columns > 1, s.again = last[t] == r;
+        last[t] = r;
         if constexpr (std::same_as<T, Out>)
             ops_.gemm(s, scratch(t));
         else

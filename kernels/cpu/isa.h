@@ -38,9 +38,11 @@ struct GemmShare {
     int added_n = 0;
     bool added_turned = false;  // their B is (R, columns)
     int64_t added_row = 0;
+    // A share of some columns: others of the same rows follow with the same scratch; and whether one was before it.
+    bool some_columns = false, again = false;
 };
 
-// Most terms of one product; most_rank bounds the units of their ranks together.
+// Most terms of one product; most_units bounds the units of their ranks together.
 constexpr int kMostAdded = 4;
 
 // Some head rows of one thread; see head.isa.h.
@@ -130,8 +132,8 @@ struct Ops {
 
 struct Isa {
     const char* name;
-    int panel;      // rows of a packed weight panel
-    int most_rank;  // units that the low-rank terms of a product may take together
+    int panel;                  // rows of a packed weight panel
+    int most_rows, most_units;  // of A packed at once; the low-rank terms of a product together may take as many units
     Ops<float> in_fp32;
     Ops<bf16> in_bf16;  // null functions where the processor has no bf16 products
     void (*adamw)(int64_t n, const float constants[8], float* p, const float* g, float* m, float* v);

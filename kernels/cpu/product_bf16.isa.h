@@ -196,20 +196,23 @@ static void gemm_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
     const int m_blocks = (g.M + kMC - 1) / kMC, c_step = k_blocks == 1 ? g.N : kSumColumns;
     alignas(64) float blocks[2 * kGroup * 32];
     Rounding<Out> last;
+    // Where all of A fits it is packed once, for every share of these rows.
+    const bool once = m_blocks == 1 && pairs_all <= kKC && (k_blocks > 1 || g.some_columns);
+    if (once && !g.again) pack_rows_pairs(g.M, g.K, g.A, g.lda, a);
     for (int block = 0, m0 = 0; block < m_blocks; ++block) {
         int mc = (g.M - m0 + m_blocks - block - 1) / (m_blocks - block);
         if (block + 1 < m_blocks) mc = (mc + 15) / 16 * 16;
         const int rows = (mc + 15) / 16 * 16;
-        pack_low_rows(g, g.added_row + m0, mc, low_a);
+        if (!once || !g.again) pack_low_rows(g, g.added_row + m0, mc, low_a);
         for (int c0 = 0; c0 < g.N; c0 += c_step) {
             const int c1 = g.N - c0 < c_step ? g.N : c0 + c_step;
             for (int p0 = 0; p0 < pairs_all; p0 += p_step) {
                 const int pairs = pairs_all - p0 < p_step ? pairs_all - p0 : p_step, k0 = 2 * p0;
                 const int kc = g.K - k0 < 2 * pairs ? g.K - k0 : 2 * pairs;
                 const bf16* const A = g.A + m0 * g.lda + k0;
-                const bool lies = in_place(g, mc);
-                if (!lies) pack_rows_pairs(mc, kc, A, g.lda, a);
-                const float* const rows_a = lies ? reinterpret_cast<const float*>(A) : a;
+                const bool lies = !once && in_place(g, mc);
+                if (!once && !lies) pack_rows_pairs(mc, kc, A, g.lda, a);
+                const float* const rows_a = lies ? reinterpret_cast<const float*>(A) : once ? a + p0 : a;
                 const int64_t lda = lies ? g.lda / 2 : kALd;
                 for (int n0 = c0; n0 < c1; n0 += kNR) {
                     const int n = c1 - n0 < kNR ? c1 - n0 : kNR;

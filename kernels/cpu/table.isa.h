@@ -65,4 +65,4 @@ static Ops<bf16> bf16_ops() {
 static Ops<bf16> bf16_ops() { return {}; }
 #endif
 
-static Isa make_table(const char* name) { return {name, kNR, kKC, fp32_ops(), bf16_ops(), adamw, squared_norm}; }
+static Isa make_table(const char* name) { return {name, kNR, kMC, kKC, fp32_ops(), bf16_ops(), adamw, squared_norm}; }
