@@ -124,8 +124,8 @@ struct Top {
     }
 };
 
-// P^T of a block, not yet divided by its sums, in pairs of keys: (16, 32) from S^T (32, 32), which may overlap if it
-// does not begin before.
+// P^T of a block, not yet divided by its sums, in pairs of keys: (16, 32), which may stand where its S^T (32, 32) does
+// or before.
 struct Weights {
     V scale, minus_m0, minus_m1, total0, total1;
 
@@ -158,16 +158,16 @@ static void attention_bf16(const AttentionShare<bf16>& s, float* scratch) {
         return c < prompt ? Seen{s.keys0 - c, false} : Seen{s.first + s.rows - (c - prompt), c - prompt == s.first};
     };
 
-    // Beside the scores of a block, the largest of the one before.
+    // Beside the scores of a block, the largest of the one before: some of its keys, in twos, at every step.
+    const int slice = (kNR * 16 / units + 1) / 2 * 2;
     const V least = set1(-__builtin_inff());
     Top top{{least, least}, {least, least}};
     for (int c = 0; c < columns; c += kNR) {
         const float* const k = c < prompt ? keys0.k + c * units : keys1.k + (c - prompt) * units;
         int from = c > 0 ? 0 : kNR;
-        const int count = 16 * kNR / units;
         Sums block(scores + c * kNR);
         block.add(units, k, units, q, [&] {
-            const int to = from + count < kNR ? from + count : kNR;
+            const int to = from + slice < kNR ? from + slice : kNR;
             top.look(scores + (c - kNR) * kNR, seen(c - kNR), from, to);
             from = to;
         });
@@ -279,7 +279,9 @@ static void attention_backward_bf16(const AttentionShare<bf16>& whole, float* sc
                 dot = fma(load(s.d_o + r * s.o_width + d), load(s.o + r * s.o_width + d), dot);
             minus_lse[r] = -s.lse[r * s.H], minus_delta[r] = -factor * sum(dot);
         }
-        // The block whose scores are ready: it is weighed beside the products of the next one's scores.
+        // The block whose scores are ready: it is weighed beside the products of the next one's scores, some of its
+        // keys, in twos, at every step.
+        const int slice = (kNR * 8 / units + 1) / 2 * 2;
         Backward ready{};
         int weighed = kNR, turn = 0;
         const auto weigh_until = [&](int to) {
@@ -312,7 +314,7 @@ static void attention_backward_bf16(const AttentionShare<bf16>& whole, float* sc
                 const int j0 = own && c > s.first ? (c - s.first) / kNR : 0;  // panels before do not see these keys
                 for (int j = j0; j < panels; ++j, turn ^= 1) {
                     const auto meanwhile = [&] {
-                        const int to = weighed + 256 / units;
+                        const int to = weighed + slice;
                         weigh_until(to < kNR ? to : kNR);
                     };
                     Sums s_block(scores + turn * kNR * kNR);
