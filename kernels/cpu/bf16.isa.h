@@ -141,10 +141,10 @@ static inline void amx_begin(const float* C, int64_t ldc, bool accumulate) {
 }
 // meanwhile() is called once for every 16 pairs: vector instructions run beside the tiles' products.
 // kPassing: A does not come again before B does, so it shall not take B's place in L1.
-// Two tiles hold all operands, though there are four and one block of B is loaded twice: while the core's other thread
-// is busy there are few registers for a tile to be renamed to, fewer the more tiles are in use. With four, every load
-// then waits for the product before it to retire (a step takes 270 cycles), with two most do not (155); when the core
-// is ours alone both take 62, the products' own time.
+// Two tiles hold all operands, though there are four and one block of B is loaded twice: while a core is
+// shared there seem to be few registers for a tile to be renamed to, fewer the more tiles are in use. With four a step
+// then takes 270 cycles, as if every load waited for the product before it to retire, with two 155; when the core is
+// ours alone both take 62, the products' own time (docs/results).
 template <int kTilesM, int kTilesN, bool kPassing = false, class Meanwhile>
 static inline void amx_steps(int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
                              const Meanwhile& meanwhile) {
