@@ -193,6 +193,57 @@ TEST_CASE("bf16: the head, the embedding and what follows from them") {
     }
 }
 
+TEST_CASE("bf16: a vocabulary of several parts, and scores that rise far above those before them") {
+    const int V = 2 * int{cpu::kHeadPart} + 6, C = 70;
+    const MicroBatch mb = pairs_of({{9, 12, 15}, {4, 3, 8}}, V);
+    const int N = static_cast<int>(mb.ids.size()), rows = static_cast<int>(mb.heads.size());
+    const Floats w = exact_noise(int64_t{V} * C, 1, 0.3);
+    Floats n = exact_noise(N * C, 2);
+    // The scores of these words are about 100 and 190, of others tens at most: a late one of the first part, one of the
+    // second, the last word, and a target.
+    const std::array<std::pair<int, int>, 4> peaks = {
+        {{2, 7000}, {7, int{cpu::kHeadPart} + 600}, {11, V - 1}, {20, mb.heads[20].target}}};
+    for (const auto& [row, word] : peaks)
+        for (int c = 0; c < C; ++c) n[mb.heads[row].row * C + c] = (row == 7 ? 32 : 16) * w[int64_t{word} * C + c];
+    Oracle ref;
+    const auto rb = batch_of(ref, mb);
+    ref.reserve(limits(N, {2, 1, 64}, C, C, V));
+    Doubles logp_want(rows), U_want(rows * C);
+    const Doubles wd = wide(w);
+    ref.head(rb, C, wide(n).data(), {V, C, wd.data()}, logp_want.data(), U_want.data());
+    CHECK(logp_want[2] < -80);
+    CHECK(logp_want[20] > -1e-12);
+    for (CpuOptions options : bf16_backends()) {
+        CAPTURE(options.isa);
+        Doubles first;
+        Halves first_U;
+        for (const int threads : {1, 3}) {
+            options.threads = threads;
+            Cpu<bf16> k(options);
+            k.reserve(limits(N, {2, 1, 64}, C, C, V));
+            const auto b = batch_of(k, mb);
+            const auto W = weight(k, V, C, w);
+            Doubles logp(rows), eval(rows);
+            Halves U(rows * C, kNan);
+            k.head(b, C, halves(n).data(), W, logp.data(), U.data());
+            k.head(b, C, halves(n).data(), W, eval.data(), nullptr);
+            CHECK(eval == logp);
+            for (int i = 0; i < rows; ++i) {
+                CAPTURE(i);
+                if (i == 20) continue;  // 1 - p is less than what e^-87 is taken for
+                CHECK(std::abs(logp[i] - logp_want[i]) <= 1e-5 * std::abs(logp_want[i]));
+                const Halves row(U.begin() + i * C, U.begin() + (i + 1) * C);
+                CHECK(error(floats(row), Doubles(U_want.begin() + i * C, U_want.begin() + (i + 1) * C)) <= 6e-3);
+            }
+            CHECK(logp[20] <= 0);
+            CHECK(logp[20] > -1e-12);
+            if (threads == 1) first = logp, first_U = U;
+            CHECK(logp == first);
+            CHECK(same(U, first_U));
+        }
+    }
+}
+
 TEST_CASE("bf16: norms, rope, swiglu and dropout are the reference's, rounded") {
     const int C = 100, I = 70;
     const HeadShape shape{3, 1, 48};

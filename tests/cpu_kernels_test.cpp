@@ -348,6 +348,46 @@ TEST_CASE("the head equals the reference, also for confident tokens; scatter, or
     }
 }
 
+TEST_CASE("the head over a vocabulary of several parts") {
+    const HeadShape shape{2, 1, 64};
+    const int V = 2 * int{cpu::kHeadPart} + 6, C = 38;
+    const MicroBatch mb = pairs_of({{9, 12, 15}, {4, 3, 8}}, V);
+    const int N = static_cast<int>(mb.ids.size()), rows = static_cast<int>(mb.heads.size());
+    const Floats w = noise(int64_t{V} * C, 1, 0.3);
+    Floats n = noise(N * C, 2);
+    for (int c = 0; c < C; ++c) n[mb.heads[3].row * C + c] = 9 * w[int64_t{mb.heads[3].target} * C + c];
+    for (int c = 0; c < C; ++c) n[mb.heads[5].row * C + c] = 20 * w[int64_t{V - 2} * C + c];
+    Oracle ref;
+    const auto rb = batch_of(ref, mb);
+    ref.reserve(limits(N, shape, C, C, V));
+    Doubles logp_want(rows), U_want(rows * C);
+    const Doubles wd = wide(w), nd = wide(n);
+    ref.head(rb, C, nd.data(), {V, C, wd.data()}, logp_want.data(), U_want.data());
+    for (const std::string& isa : instruction_sets()) {
+        CAPTURE(isa);
+        Doubles first;
+        Floats first_U;
+        for (const int threads : {1, 3}) {
+            Cpu<float> k({threads, isa});
+            k.reserve(limits(N, shape, C, C, V));
+            const auto b = batch_of(k, mb);
+            const auto W = weight(k, V, C, w);
+            Doubles logp(rows);
+            Floats U(rows * C, NAN);
+            k.head(b, C, n.data(), W, logp.data(), U.data());
+            for (int i = 0; i < rows; ++i) {
+                CAPTURE(i);
+                CHECK(std::abs(logp[i] - logp_want[i]) <= 1e-5 * std::abs(logp_want[i]) + 1e-12);
+                const Floats row(U.begin() + i * C, U.begin() + (i + 1) * C);
+                CHECK(error(row, Doubles(U_want.begin() + i * C, U_want.begin() + (i + 1) * C)) <= 2e-5);
+            }
+            if (threads == 1) first = logp, first_U = U;
+            CHECK(logp == first);
+            CHECK(std::memcmp(U.data(), first_U.data(), U.size() * 4) == 0);
+        }
+    }
+}
+
 TEST_CASE("AdamW and the squared norm equal the reference over 20 steps") {
     const int slots = 3;
     const int64_t n = 40001;

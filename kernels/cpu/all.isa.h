@@ -13,6 +13,7 @@
 #include "kernels/cpu/head.isa.h"
 #include "kernels/cpu/attention.isa.h"
 #include "kernels/cpu/attention_bf16.isa.h"
+#include "kernels/cpu/head_bf16.isa.h"
 #include "kernels/cpu/adamw.isa.h"
 #include "kernels/cpu/decode.isa.h"
 #include "kernels/cpu/table.isa.h"

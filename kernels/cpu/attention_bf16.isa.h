@@ -159,23 +159,21 @@ static void attention_bf16(const AttentionShare<bf16>& s, float* scratch) {
     };
 
     // Beside the scores of a block, the largest of the one before: some of its keys, in twos, at every step.
-    const int slice = (kNR * 16 / units + 1) / 2 * 2;
+    const int slice = (Sums::kRows * 16 / units + 1) / 2 * 2;
     const V least = set1(-__builtin_inff());
     Top top{{least, least}, {least, least}};
     for (int c = 0; c < columns; c += kNR) {
         const float* const k = c < prompt ? keys0.k + c * units : keys1.k + (c - prompt) * units;
         int from = c > 0 ? 0 : kNR;
-        Sums block(scores + c * kNR);
-        block.add(units, k, units, q, [&] {
+        block_pairs<false>(units, k, units, q, scores + c * kNR, false, [&] {
             const int to = from + slice < kNR ? from + slice : kNR;
             top.look(scores + (c - kNR) * kNR, seen(c - kNR), from, to);
             from = to;
         });
-        block.end();
     }
     top.look(scores + (columns - kNR) * kNR, seen(columns - kNR), 0, kNR);
 
-    // Beside the weights of a block, its part of the first 32 columns of O.
+    // Beside the weights of a block, its part of the first columns of O.
     const V scale = set1(1.0f / __builtin_sqrtf(static_cast<float>(HS))), zero = set1(0.0f);
     const V m0 = mul(max(top.even[0], top.odd[0]), scale), m1 = mul(max(top.even[1], top.odd[1]), scale);
     Weights weights{scale, sub(zero, m0), sub(zero, m1), zero, zero};
@@ -188,14 +186,14 @@ static void attention_bf16(const AttentionShare<bf16>& s, float* scratch) {
         else
             weights.block<false>(scores + c * kNR, keys, pairs);
         const PackedKeys& from = c < prompt ? keys0 : keys1;
-        sums.add(16, from.turned + (c < prompt ? c : c - prompt) / 2, from.distance, pairs, [] {});
+        sums.add<false>(16, from.turned + (c < prompt ? c : c - prompt) / 2, from.distance, pairs, [] {});
     }
     sums.end();
-    if (HS > kNR) {
-        const float *const v0 = keys0.turned + kNR * keys0.distance, *const v1 = keys1.turned + kNR * keys1.distance;
-        float* const rest = out + kNR * kNR;
-        panel_pairs<true>(wide - kNR, prompt / 2, v0, keys0.distance, scores, kNR, rest, kNR, kNR, false);
-        panel_pairs<true>(wide - kNR, (columns - prompt) / 2, v1, keys1.distance, scores + prompt / 2 * kNR, kNR, rest,
+    if (constexpr int done = Sums::kRows; wide > done) {
+        const float *const v0 = keys0.turned + done * keys0.distance, *const v1 = keys1.turned + done * keys1.distance;
+        float* const rest = out + done * kNR;
+        panel_pairs<true>(wide - done, prompt / 2, v0, keys0.distance, scores, kNR, rest, kNR, kNR, false);
+        panel_pairs<true>(wide - done, (columns - prompt) / 2, v1, keys1.distance, scores + prompt / 2 * kNR, kNR, rest,
                           kNR, kNR, prompt > 0);
     }
     alignas(64) float m[kNR], all[kNR];
@@ -281,7 +279,7 @@ static void attention_backward_bf16(const AttentionShare<bf16>& whole, float* sc
         }
         // The block whose scores are ready: it is weighed beside the products of the next one's scores, some of its
         // keys, in twos, at every step.
-        const int slice = (kNR * 8 / units + 1) / 2 * 2;
+        const int slice = (Sums::kRows * 8 / units + 1) / 2 * 2;
         Backward ready{};
         int weighed = kNR, turn = 0;
         const auto weigh_until = [&](int to) {
@@ -317,12 +315,9 @@ static void attention_backward_bf16(const AttentionShare<bf16>& whole, float* sc
                         const int to = weighed + slice;
                         weigh_until(to < kNR ? to : kNR);
                     };
-                    Sums s_block(scores + turn * kNR * kNR);
-                    s_block.add(units, keys.k + c * units, units, q + j * kNR * units, meanwhile);
-                    s_block.end();
-                    Sums dp_block(dp + turn * kNR * kNR);
-                    dp_block.add(units, keys.v + c * units, units, d_o + j * kNR * units, meanwhile);
-                    dp_block.end();
+                    const int64_t here = turn * kNR * kNR, queries = j * kNR * units;
+                    block_pairs<false>(units, keys.k + c * units, units, q + queries, scores + here, false, meanwhile);
+                    block_pairs<false>(units, keys.v + c * units, units, d_o + queries, dp + here, false, meanwhile);
                     weigh_until(kNR);
                     if (j == j0) {
                         if (sum.n) add_up();

@@ -182,32 +182,33 @@ static inline void amx_end(float* C, int64_t ldc) {
     __asm__ volatile("" ::: "memory");
 }
 
-// A (32, 32) block of sums that grows by stretches of K: += A (32, K; pairs) B (K, 32; pairs).
+// A block of sums, (kRows, 32), that grows by stretches of K: += A (kRows, K; pairs) B (K, 32; pairs).
 struct Sums {
+    static constexpr int kRows = 16;
     float* C;
-    explicit Sums(float* C) : C(C) { amx_begin<2, 2>(C, kNR, false); }
-    template <class Meanwhile>
+    explicit Sums(float* C, bool accumulate = false) : C(C) { amx_begin<1, 2>(C, kNR, accumulate); }
+    template <bool kPassing, class Meanwhile>
     void add(int pairs, const float* A, int64_t lda, const float* B, const Meanwhile& meanwhile) {
         __asm__ volatile("" ::: "memory");
-        amx_steps<2, 2>(pairs, A, lda, B, kNR, meanwhile);
+        amx_steps<1, 2, kPassing>(pairs, A, lda, B, kNR, meanwhile);
     }
-    void end() { amx_end<2, 2>(C, kNR); }
+    void end() { amx_end<1, 2>(C, kNR); }
 };
 
 // next_c: the block of C that will be written next, `next_rows` rows of it at distance ldc: its lines are asked for
 // while this block is being multiplied, for a store that misses waits for memory.
-template <int kTilesM, int kTilesN, bool kPassing>
+template <int kTilesN, bool kPassing>
 static inline void amx_block(int pairs, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
                              bool accumulate, const float* next_c, int next_rows) {
-    amx_begin<kTilesM, kTilesN>(C, ldc, accumulate);
+    amx_begin<1, kTilesN>(C, ldc, accumulate);
     int asked = 0;
-    amx_steps<kTilesM, kTilesN, kPassing>(pairs, A, lda, B, ldb, [&] {
+    amx_steps<1, kTilesN, kPassing>(pairs, A, lda, B, ldb, [&] {
         for (const int until = asked + 2; asked < until && asked < next_rows; ++asked) {
             __builtin_prefetch(next_c + asked * ldc, 1);
             if (kTilesN == 2) __builtin_prefetch(next_c + asked * ldc + 16, 1);
         }
     });
-    amx_end<kTilesM, kTilesN>(C, ldc);
+    amx_end<1, kTilesN>(C, ldc);
 }
 
 // As panel<false, true>; A, at distance lda, must be readable up to a multiple of 16 rows. The caller holds Tiles.
@@ -215,20 +216,19 @@ template <bool kPassing = false>
 [[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
                                           float* C, int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
     const int width = n <= 16 ? 16 : 32;
-    alignas(64) float edge[32 * 32];
-    for (int m = 0; m < M; m += 32) {
-        const int rows = M - m < 32 ? M - m : 32;
-        if (ahead.from) ahead.fetch(m / 32, (M + 31) / 32);
-        const bool whole = (rows == 32 || rows == 16) && n == width;
+    alignas(64) float edge[16 * 32];
+    const auto block = width == 16 ? amx_block<1, kPassing> : amx_block<2, kPassing>;
+    for (int m = 0; m < M; m += 16) {
+        const int rows = M - m < 16 ? M - m : 16;
+        if (ahead.from) ahead.fetch(m / 16, (M + 15) / 16);
+        const bool whole = rows == 16 && n == width;
         float* c = whole ? C + m * ldc : edge;
         const int64_t ld = whole ? ldc : 32;
-        const int next_rows = !whole ? 0 : M - m - 32 < 32 ? M - m - 32 : 32;
+        const int next_rows = !whole ? 0 : M - m - 16 < 16 ? M - m - 16 : 16;
         if (!whole && accumulate)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) edge[i * 32 + j] = C[(m + i) * ldc + j];
-        const auto block = rows > 16 ? (width == 16 ? amx_block<2, 1, kPassing> : amx_block<2, 2, kPassing>)
-                                     : (width == 16 ? amx_block<1, 1, kPassing> : amx_block<1, 2, kPassing>);
-        block(pairs, A + m * lda, lda, B, ldb, c, ld, accumulate, c + 32 * ld, next_rows);
+        block(pairs, A + m * lda, lda, B, ldb, c, ld, accumulate, c + 16 * ld, next_rows);
         if (!whole)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < n; ++j) C[(m + i) * ldc + j] = edge[i * 32 + j];
@@ -242,18 +242,31 @@ static void panel_pairs(int M, int pairs, const float* A, int64_t lda, const flo
 }
 
 struct Sums {
+    static constexpr int kRows = 32;
     float* C;
-    bool begun = false;
-    explicit Sums(float* C) : C(C) {}
-    template <class Meanwhile>
+    bool begun;
+    explicit Sums(float* C, bool accumulate = false) : C(C), begun(accumulate) {}
+    template <bool kPassing, class Meanwhile>
     void add(int pairs, const float* A, int64_t lda, const float* B, const Meanwhile& meanwhile) {
-        panel_pairs(32, pairs, A, lda, B, kNR, C, kNR, kNR, begun);
+        panel_pairs(kRows, pairs, A, lda, B, kNR, C, kNR, kNR, begun);
         begun = true;
         for (int p = 0; p < pairs; p += 16) meanwhile();
     }
     void end() {}
 };
 #endif
+
+// C (32, 32) = (+) A (32, K; pairs) B (K, 32; pairs); meanwhile() is called kNR / Sums::kRows times for every 16 pairs.
+// kPassing as in amx_steps().
+template <bool kPassing, class Meanwhile>
+static inline void block_pairs(int pairs, const float* A, int64_t lda, const float* B, float* C, bool accumulate,
+                               const Meanwhile& meanwhile) {
+    for (int r = 0; r < kNR; r += Sums::kRows) {
+        Sums sums(C + r * kNR, accumulate);
+        sums.add<kPassing>(pairs, A + r * lda, lda, B, meanwhile);
+        sums.end();
+    }
+}
 
 // Packed weights in bf16: as in gemm.isa.h, panels of kNR rows of W (N, K), each (pairs_of(K), kNR). rows: (count, K)
 // fp32; temp: 16 pairs_of(K) floats.

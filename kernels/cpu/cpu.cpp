@@ -128,8 +128,8 @@ void Cpu<T>::reserve(const Limits& limits) {
     limits_ = limits;
     const HeadShape& s = limits.shape;
     ORPO_CHECK(s.HS % 16 == 0 && s.HS <= 256 && s.H % std::max(1, s.KV) == 0);
-    const int64_t stride =
-        std::max({ops_.gemm_scratch(), ops_.head_scratch(limits.C), ops_.attention_scratch(limits.tokens + 1, s.HS)});
+    const int64_t stride = std::max({ops_.gemm_scratch(), ops_.head_scratch(limits.C), int64_t{limits.C},
+                                     ops_.attention_scratch(limits.tokens + 1, s.HS)});
     if (stride > scratch_stride_) {
         scratch_stride_ = (stride + 63) / 64 * 64;
         scratch_ = allocate<float>(Category::kWorkspace, "scratch of the threads", threads_ * scratch_stride_);
@@ -146,6 +146,11 @@ void Cpu<T>::reserve(const Limits& limits) {
     if (ops_.turn_weight && limits.gradients && turned > turned_capacity_) {
         turned_capacity_ = turned;
         turned_ = allocate<float>(Category::kWorkspace, "a turned weight", turned);
+    }
+    const int64_t head_sums = limits.gradients ? head_floats(limits.heads, limits.C, limits.V) : 0;
+    if (head_sums > head_sums_capacity_) {
+        head_sums_capacity_ = head_sums;
+        head_sums_ = allocate<float>(Category::kWorkspace, "sums of the head", head_sums);
     }
     const int64_t sums = limits.gradients ? int64_t{limits.tokens} * 2 * s.KV * s.HS * 2 : 0;
     if (sums > sums_capacity_) {

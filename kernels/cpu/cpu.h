@@ -139,6 +139,9 @@ class Cpu {
     // f(thread, item), items handed out one by one.
     void items(int64_t n, const std::function<void(int, int64_t)>& f);
     float* scratch(int thread) { return scratch_ + thread * scratch_stride_; }
+    // Head rows whose sums over the parts of the vocabulary are in memory at once, and floats that these sums take.
+    static constexpr int kHeadChunk = 1024;
+    int64_t head_floats(int rows, int C, int V) const;
     void attention_groups(const Batch& b, const HeadShape& shape, bool backward, const T* qkv,
                           const std::function<void(int first, int last)>& run);
 
@@ -159,6 +162,8 @@ class Cpu {
     int64_t packed_capacity_ = 0;
     float* key_sums_ = nullptr;  // attention backward: dk and dv of every segment, before they are added up
     int64_t sums_capacity_ = 0;
+    float* head_sums_ = nullptr;  // the head's U, of each part of the vocabulary
+    int64_t head_sums_capacity_ = 0;
     float* turned_ = nullptr;  // fp32: the W^T that linear_backward is multiplying by
     int64_t turned_capacity_ = 0;
     std::vector<int64_t> segment_at_;  // attention: where segment 2 * pair + side begins in packed_keys_

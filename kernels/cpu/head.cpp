@@ -1,4 +1,5 @@
-// The head's rows are shared by the threads (head.isa.h does the arithmetic); the ORPO scalars run per pair.
+// Rows of the head and parts of the vocabulary are shared by the threads (head.isa.h does the arithmetic); the ORPO
+// scalars run per pair.
 #include <algorithm>
 
 #include "kernels/cpu/cpu.h"
@@ -7,18 +8,58 @@
 
 namespace orpo {
 
+namespace {
+
+// Words of a part of the vocabulary: whole panels.
+int64_t words_of_part(int64_t V) {
+    const int64_t least = (V + cpu::kMostHeadParts - 1) / cpu::kMostHeadParts;
+    return std::max(cpu::kHeadPart, (least + 31) / 32 * 32);
+}
+int64_t parts_of(int64_t V) { return (V + words_of_part(V) - 1) / words_of_part(V); }
+
+}  // namespace
+
+template <class T>
+int64_t Cpu<T>::head_floats(int rows, int C, int V) const {
+    const int64_t wide = (C + isa_.panel - 1) / isa_.panel * isa_.panel;
+    return int64_t{(std::min(rows, kHeadChunk) + 31) / 32 * 32} * wide * parts_of(V);
+}
+
+// Blocks of rows times parts of the vocabulary, so that threads of unequal speed end together.
 template <class T>
 void Cpu<T>::head(const Batch& b, int C, const T* n, const Weight& W, double* logp, T* U) {
-    ORPO_CHECK(scratch_ != nullptr && ops_.head_scratch(C) <= scratch_stride_);
-    // Every block reads all of W: as few as the threads need.
-    const int64_t rows = b.heads_n, least = (rows + ops_.head_rows() - 1) / ops_.head_rows();
-    const int64_t blocks = std::min(rows, (least + threads_ - 1) / threads_ * threads_);
-    items(blocks, [&](int t, int64_t i) {
-        const int64_t begin = rows * i / blocks, end = rows * (i + 1) / blocks;
-        ops_.head({static_cast<int>(end - begin), C, W.rows, n, b.heads.data() + begin, W.packed, W.packed_back,
-                   logp + begin, U ? U + begin * C : nullptr},
-                  scratch(t));
-    });
+    ORPO_CHECK(scratch_ != nullptr && std::max<int64_t>(C, ops_.head_scratch(C)) <= scratch_stride_);
+    const int64_t parts = parts_of(W.rows), words = words_of_part(W.rows),
+                  wide = (C + isa_.panel - 1) / isa_.panel * isa_.panel;
+    std::vector<cpu::HeadSums> sums;
+    for (int begin = 0; begin < b.heads_n; begin += kHeadChunk) {
+        const int rows = std::min(kHeadChunk, b.heads_n - begin), tiles = (rows + 31) / 32;
+        // Every block reads all of W: as few as there must be, and enough for the threads.
+        const int most = ops_.head_rows() / 32;
+        const int64_t least =
+            std::max<int64_t>((tiles + most - 1) / most, threads_ == 1 ? 1 : (2 * threads_ + parts - 1) / parts);
+        const int64_t blocks = std::min<int64_t>(tiles, least);
+        const auto row = [&](int64_t block) { return std::min<int64_t>(rows, tiles * block / blocks * 32); };
+        const int64_t step = int64_t{tiles} * 32 * wide;  // floats of a part of U
+        ORPO_CHECK(!U || step * parts <= head_sums_capacity_);
+        sums.resize(static_cast<size_t>(parts * rows));
+        items(blocks * parts, [&](int t, int64_t i) {
+            const int64_t part = i % parts, first = row(i / parts), last = row(i / parts + 1);
+            ops_.head(
+                {static_cast<int>(last - first), C, W.rows, part * words, std::min<int64_t>(W.rows, (part + 1) * words),
+                 n, b.heads.data() + begin + first, W.packed, W.packed_back, sums.data() + part * rows + first,
+                 U ? head_sums_ + part * step + first * wide : nullptr},
+                scratch(t));
+        });
+        items(blocks, [&](int t, int64_t i) {
+            const int64_t first = row(i), last = row(i + 1);
+            ops_.head_end(
+                {static_cast<int>(last - first), C, static_cast<int>(parts), W.rows, b.heads.data() + begin + first,
+                 W.packed, sums.data() + first, rows, U ? head_sums_ + first * wide : nullptr, step,
+                 logp + begin + first, U ? U + (begin + first) * C : nullptr},
+                scratch(t));
+        });
+    }
 }
 
 template <class T>

@@ -45,17 +45,44 @@ struct GemmShare {
 // Most terms of one product; most_units bounds the units of their ranks together.
 constexpr int kMostAdded = 4;
 
-// Some head rows of one thread; see head.isa.h.
+// Words of a part of the vocabulary, and most parts.
+constexpr int64_t kHeadPart = 8192;
+constexpr int kMostHeadParts = 32;
+
+// Of a head row over some words: the sum of e^(z - m) without the target's, and the target's z, if it is among them.
+struct HeadSums {
+    double others;
+    float m;
+    float z_target;
+};
+
+// Some head rows over some words, by one thread; see head.isa.h.
 template <class T>
 struct HeadShare {
     int rows, C;
-    int64_t V;
+    int64_t V;  // the whole vocabulary, of which words [first, last)
+    int64_t first, last;
     const T* n;            // (N, C) normed hidden states
     const HeadRow* heads;  // (rows)
     const float* W;        // packed (V, C)
     const float* W_back;   // bf16: packed for U = p W
-    double* logp;          // (rows)
-    T* U;                  // (rows, C) or null
+    HeadSums* sums;        // (rows)
+    float* U;              // panels of `panel` columns, (rows padded to 32, panel) each; or null
+};
+
+// What `parts` shares of the same rows have summed.
+template <class T>
+struct HeadEnd {
+    int rows, C, parts;
+    int64_t V;
+    const HeadRow* heads;
+    const float* W;
+    const HeadSums* sums;  // of the first part; the next ones at distance `sums_step`
+    int64_t sums_step;
+    const float* U;  // likewise
+    int64_t U_step;
+    double* logp;  // (rows)
+    T* to;         // (rows, C) or null
 };
 
 // A block of query rows of one head of one segment (prompt and chosen, or rejected); see attention.isa.h.
@@ -115,6 +142,7 @@ struct Ops {
     int64_t (*head_scratch)(int C);
     int (*head_rows)();  // most rows of one call
     void (*head)(const HeadShare<T>&, float* scratch);
+    void (*head_end)(const HeadEnd<T>&, float* scratch);
 
     int (*attention_block)();                                      // most query rows of one call of attention
     int (*attention_backward_block)();                             // and of attention_backward

@@ -84,7 +84,8 @@ static void multiply_panel(int M, int pairs, const float* a, int64_t lda, const 
                 ask();
                 for (int i = 0; i < each; ++i) waiting.stream_row();
             };
-            sum_block<2, 2>(kGroup / each * 16, pairs, a, lda, b, width, from, low, m, block, round, ask);
+            // Late, for the sums that it reads must have left their tiles.
+            sum_block<2, 2>(pairs - kGroup / each * 16, pairs, a, lda, b, width, from, low, m, block, ask, round);
         } else {
             last.finish();
             for (int i = 0; i < rows && !keep; ++i) __builtin_prefetch(to.C + (m + i) * to.ldc, 1);

@@ -12,9 +12,7 @@ static Ops<T> shared_ops() {
     t.swiglu = swiglu<T>;
     t.swiglu_backward = swiglu_backward<T>;
     t.dropout = dropout<T>;
-    t.head_scratch = head_scratch<T>;
-    t.head_rows = head_rows;
-    t.head = head<T>;
+    t.head_end = head_end<T>;
     t.decode_attention = decode_attention<T>;
     t.combine = combine<T, T>;
     t.combine_full = combine<float, T>;
@@ -31,6 +29,9 @@ static Ops<float> fp32_ops() {
     t.pack_weight_panel = pack_weight_panel;
     t.turn_weight = turn_weight;
     t.unpack_weight_row = unpack_weight_row<float>;
+    t.head_scratch = head_scratch;
+    t.head_rows = head_rows;
+    t.head = head;
     t.attention_block = t.attention_backward_block = attention_block;
     t.attention_packed = attention_packed;
     t.attention_scratch = attention_scratch;
@@ -52,6 +53,9 @@ static Ops<bf16> bf16_ops() {
     t.pack_weight_panel = pack_weight_panel_bf16;
     t.pack_weight_turned = pack_weight_turned_bf16;
     t.unpack_weight_row = unpack_weight_row_bf16<bf16>;
+    t.head_scratch = head_scratch_bf16;
+    t.head_rows = head_rows_bf16;
+    t.head = head_bf16;
     t.attention_block = [] { return kBQ16; };
     t.attention_backward_block = [] { return 0x7fffffff; };
     t.attention_packed = attention_packed_bf16;
