@@ -138,8 +138,8 @@ void Cpu<T>::gemm_tn(int M, int N, int K, const T* A, int lda, const T* B, int l
     while (most > isa_.panel && ops_.tokens_scratch(narrow, most) > scratch_stride_) most /= 2;
     ORPO_CHECK(ops_.tokens_scratch(narrow, most) <= scratch_stride_);
     const int panels = (wide + isa_.panel - 1) / isa_.panel;
-    // Two shares a thread, for each packs the narrow side again.
-    shares(panels, panels / (2 * threads_) + 1, [&](int t, int64_t first, int64_t count) {
+    // Four panels are read at once (bf16), and each share packs the narrow side again.
+    shares(panels, std::clamp(panels / (2 * threads_), 1, 4), [&](int t, int64_t first, int64_t count) {
         const int end = std::min<int>(wide, static_cast<int>(first + count) * isa_.panel);
         for (int n0 = static_cast<int>(first) * isa_.panel; n0 < end; n0 += most) {
             const int n = std::min(most, end - n0);
