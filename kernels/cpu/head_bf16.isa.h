@@ -27,6 +27,16 @@ struct Scores {
     }
 };
 
+// Which of 32 rows have their target among the 32 words from `first` on. Not inlined: where registers are short, GCC 12
+// keeps a mask in memory and reads more bits of it than it wrote.
+[[gnu::noinline]] static uint32_t aiming_at(const int32_t* targets, int first) {
+    const __m512i from = _mm512_set1_epi32(first), width = _mm512_set1_epi32(kNR);
+    const auto half = [&](const int32_t* at) -> uint32_t {
+        return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(_mm512_load_si512(at), from), width);
+    };
+    return half(targets) | half(targets + 16) << 16;
+}
+
 static void head_bf16(const HeadShare<bf16>& s, float* scratch) {
     const Tiles tiles{};
     const int C = s.C, units = pairs_of(C), rows = padded(s.rows), along = units + 16;
@@ -117,14 +127,10 @@ static void head_bf16(const HeadShare<bf16>& s, float* scratch) {
             v0, count, [&] { until(weighed + slice < kNR ? weighed + slice : kNR); },
             [&](int r, int v, float* block) {
                 until(kNR);
-                const __m512i first = _mm512_set1_epi32(static_cast<int>(v0 + v)), width = _mm512_set1_epi32(kNR);
-                for (int i = r; i < r + kNR; i += 16) {
-                    const __m512i at = _mm512_sub_epi32(_mm512_load_si512(targets + i), first);
-                    for (unsigned here = _mm512_cmplt_epu32_mask(at, width); here; here &= here - 1) {
-                        const int row = i + __builtin_ctz(here);
-                        float& score = block[(row - r) * kNR + targets[row] - (v0 + v)];
-                        s.sums[row].z_target = score, score = -__builtin_inff();
-                    }
+                for (uint32_t here = aiming_at(targets + r, static_cast<int>(v0 + v)); here; here &= here - 1) {
+                    const int i = __builtin_ctz(here);
+                    float& score = block[i * kNR + targets[r + i] - (v0 + v)];
+                    s.sums[r + i].z_target = score, score = -__builtin_inff();
                 }
                 waiting = {block, p + int64_t{r} * kAlongWords + v / 2, totals + int64_t{r} * 16, m + r};
                 weighed = 0;
