@@ -216,13 +216,12 @@ static inline void amx_block(int pairs, const float* A, int64_t lda, const float
 // As panel<false, true>; A, at distance lda, must be readable up to a multiple of 16 rows. The caller holds Tiles.
 template <bool kPassing = false>
 [[gnu::noinline]] static void panel_pairs(int M, int pairs, const float* A, int64_t lda, const float* B, int64_t ldb,
-                                          float* C, int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
+                                          float* C, int64_t ldc, int n, bool accumulate) {
     const int width = n <= 16 ? 16 : 32;
     alignas(64) float edge[16 * 32];
     const auto block = width == 16 ? amx_block<1, kPassing> : amx_block<2, kPassing>;
     for (int m = 0; m < M; m += 16) {
         const int rows = M - m < 16 ? M - m : 16;
-        if (ahead.from) ahead.fetch(m / 16, (M + 15) / 16);
         const bool whole = rows == 16 && n == width;
         float* c = whole ? C + m * ldc : edge;
         const int64_t ld = whole ? ldc : 32;

@@ -206,10 +206,6 @@ static inline V exp(V x) {
 }
 
 #if defined(__AVX512BF16__)
-// The first n lanes, and x with 0 in the others.
-static inline __mmask16 lanes(int n) { return static_cast<__mmask16>(n >= 16 ? 0xFFFF : n > 0 ? (1u << n) - 1 : 0); }
-static inline V first_lanes(V x, int n) { return {_mm512_maskz_mov_ps(lanes(n), x.v)}; }
-
 // e^x for x <= 88 to 4e-6 (the polynomial is exact at 0 and best for the largest relative error); below -87 it stays at
 // e^-87. What is rounded to bf16 needs no more. NaN stays NaN.
 static inline V exp_rough(V x) {
