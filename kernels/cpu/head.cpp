@@ -16,21 +16,21 @@ int64_t words_of_part(int64_t V) {
     return std::max(cpu::kHeadPart, (least + 31) / 32 * 32);
 }
 int64_t parts_of(int64_t V) { return (V + words_of_part(V) - 1) / words_of_part(V); }
+// C in whole panels: floats of a row of U.
+int64_t wide_of(int C, int panel) { return (C + panel - 1) / panel * panel; }
 
 }  // namespace
 
 template <class T>
 int64_t Cpu<T>::head_floats(int rows, int C, int V) const {
-    const int64_t wide = (C + isa_.panel - 1) / isa_.panel * isa_.panel;
-    return int64_t{(std::min(rows, kHeadChunk) + 31) / 32 * 32} * wide * parts_of(V);
+    return int64_t{(std::min(rows, kHeadChunk) + 31) / 32 * 32} * wide_of(C, isa_.panel) * parts_of(V);
 }
 
 // Blocks of rows times parts of the vocabulary, so that threads of unequal speed end together.
 template <class T>
 void Cpu<T>::head(const Batch& b, int C, const T* n, const Weight& W, double* logp, T* U) {
     ORPO_CHECK(scratch_ != nullptr && std::max<int64_t>(C, ops_.head_scratch(C)) <= scratch_stride_);
-    const int64_t parts = parts_of(W.rows), words = words_of_part(W.rows),
-                  wide = (C + isa_.panel - 1) / isa_.panel * isa_.panel;
+    const int64_t parts = parts_of(W.rows), words = words_of_part(W.rows), wide = wide_of(C, isa_.panel);
     std::vector<cpu::HeadSums> sums;
     for (int begin = 0; begin < b.heads_n; begin += kHeadChunk) {
         const int rows = std::min(kHeadChunk, b.heads_n - begin), tiles = (rows + 31) / 32;

@@ -27,8 +27,8 @@ struct Scores {
     }
 };
 
-// Which of 32 rows have their target among the 32 words from `first` on. Not inlined: where registers are short, GCC 12
-// keeps a mask in memory and reads more bits of it than it wrote.
+// Which of 32 rows have their target among the 32 words from `first` on. Not inlined: where registers were short (under
+// sanitizers), GCC 12 kept a mask in memory and read more bits of it than it had written.
 [[gnu::noinline]] static uint32_t aiming_at(const int32_t* targets, int first) {
     const __m512i from = _mm512_set1_epi32(first), width = _mm512_set1_epi32(kNR);
     const auto half = [&](const int32_t* at) -> uint32_t {
@@ -55,7 +55,7 @@ static void head_bf16(const HeadShare<bf16>& s, float* scratch) {
         float* const to = n + int64_t{i} * along;
         if (i < s.rows) s.sums[i].others = 0, s.sums[i].z_target = -__builtin_inff();
         targets[i] = i < s.rows ? s.heads[i].target : -1;
-        total[i] = __builtin_nanf("");
+        m[i] = -__builtin_inff(), total[i] = __builtin_nanf("");
         if (i < s.rows)
             pack_row_pairs(C, s.n + int64_t{s.heads[i].row} * C, to);
         else

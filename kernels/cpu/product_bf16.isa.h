@@ -84,7 +84,7 @@ static void multiply_panel(int M, int pairs, const float* a, int64_t lda, const 
                 ask();
                 for (int i = 0; i < each; ++i) waiting.stream_row();
             };
-            // Late, for the sums that it reads must have left their tiles.
+            // Late: the sums that it reads leave their tiles only when the block before is done.
             sum_block<2, 2>(pairs - kGroup / each * 16, pairs, a, lda, b, width, from, low, m, block, ask, round);
         } else {
             last.finish();
