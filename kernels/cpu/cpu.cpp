@@ -140,13 +140,6 @@ void Cpu<T>::reserve(const Limits& limits) {
         packed_capacity_ = packed;
         packed_keys_ = allocate<float>(Category::kWorkspace, "packed keys and values", packed);
     }
-    // In either order of rows and columns, padded to panels.
-    const int64_t C = limits.C + 16,
-                  turned = std::max({C * (s.width() + 16), C * (s.H * s.HS + 16), C * (2 * limits.I + 16)});
-    if (ops_.turn_weight && limits.gradients && turned > turned_capacity_) {
-        turned_capacity_ = turned;
-        turned_ = allocate<float>(Category::kWorkspace, "a turned weight", turned);
-    }
     const int64_t head_sums = limits.gradients ? head_floats(limits.heads, limits.C, limits.V) : 0;
     if (head_sums > head_sums_capacity_) {
         head_sums_capacity_ = head_sums;

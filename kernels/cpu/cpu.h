@@ -130,8 +130,8 @@ class Cpu {
     void runs(int N, std::span<const LowRank<T>> added, const Function& f);
     template <class Out>
     void product(const cpu::GemmShare<T, Out>& whole);
-    void packed_product(int N, int in, int out, const T* x, const float* W, T* y, std::span<const LowRank<T>> added,
-                        bool turned);
+    void packed_product(cpu::BForm form, int N, int in, int out, const T* x, const float* W, T* y,
+                        std::span<const LowRank<T>> added, bool backward);
     // Work is cut into this many shares a thread, taken one by one: threads may run at different speeds.
     static constexpr int kSharesOfThread = 4;
     // f(thread, first, count) over contiguous shares of n items, at least `least` to a share.
@@ -164,8 +164,6 @@ class Cpu {
     int64_t sums_capacity_ = 0;
     float* head_sums_ = nullptr;  // the head's U, of each part of the vocabulary
     int64_t head_sums_capacity_ = 0;
-    float* turned_ = nullptr;  // fp32: the W^T that linear_backward is multiplying by
-    int64_t turned_capacity_ = 0;
     std::vector<int64_t> segment_at_;  // attention: where segment 2 * pair + side begins in packed_keys_
 };
 

@@ -17,8 +17,8 @@ void Cpu<T>::product(const GemmShare<T, Out>& whole) {
     const int panels = (whole.N + panel - 1) / panel;
     // The grid of shares, rows x columns. Threads take them one by one, for processors that others use too are not
     // equally fast. What a thread does, in products of one column and one row: its shares, reading and packing their A
-    // (bf16: once for all shares of the same rows, if it fits) and B; and half a share of waiting for the others.
-    const double cost_a = sizeof(T) == 2 ? 30 : 2, cost_b = whole.form != BForm::kPacked ? 8 : sizeof(T) == 2 ? 10 : 1;
+    // (once for all shares of the same rows, if it fits) and B; and half a share of waiting for the others.
+    const double cost_a = sizeof(T) == 2 ? 30 : 15, cost_b = whole.form != BForm::kPacked ? 8 : sizeof(T) == 2 ? 10 : 1;
     const double cost_share = 2e6 / whole.K;  // a few microseconds
     const int most = (sizeof(T) == 2 ? 2 : 1) * kSharesOfThread * threads_;
     int rows = 1, columns = 1;
@@ -28,7 +28,7 @@ void Cpu<T>::product(const GemmShare<T, Out>& whole) {
         for (int c = 1; r * c <= most && c <= panels; ++c) {
             const double m = (whole.M + r - 1) / r, n = (panels + c - 1) / c * panel;
             const double shares = std::max(1.0, double(r * c) / threads_);
-            const bool once = sizeof(T) == 2 && m <= isa_.most_rows && ops_.units(whole.K) <= isa_.most_units;
+            const bool once = m <= isa_.most_rows && ops_.units(whole.K) <= isa_.most_units;
             const double packed = once ? std::max(1.0, double(r) / threads_) : shares;
             const double share = m * n + cost_b * n + cost_share;
             const double cost = share * shares + cost_a * m * packed + share / 2;
@@ -71,20 +71,21 @@ void Cpu<T>::runs(int N, std::span<const LowRank<T>> added, const Function& f) {
     }
 }
 
-// y (N, out) = x (N, in) W^T + terms; W packed (out, in). turned: the terms' B is (R, columns).
+// y (N, out) = x (N, in) W^T + terms, W (out, in); kTurned: W is what is packed of a weight (in, out). backward: the
+// terms' B is (R, columns).
 template <class T>
-void Cpu<T>::packed_product(int N, int in, int out, const T* x, const float* W, T* y, std::span<const LowRank<T>> added,
-                            bool turned) {
+void Cpu<T>::packed_product(BForm form, int N, int in, int out, const T* x, const float* W, T* y,
+                            std::span<const LowRank<T>> added, bool backward) {
     runs(N, added, [&](int row, int rows, std::span<const LowRank<T>> terms) {
         T* C = y + int64_t{row} * out;
-        GemmShare<T> share = {rows, out, in,  1.0f, x + int64_t{row} * in, in, nullptr, W, 0, BForm::kPacked, 0,
-                              out,  C,   out, false};
+        GemmShare<T> share = {rows, out, in, 1.0f, x + int64_t{row} * in, in, nullptr, W, out, form, 0, out, C, out,
+                              false};
         if (fits(terms)) share.added = terms.data(), share.added_n = static_cast<int>(terms.size());
-        share.added_turned = turned;
+        share.added_turned = backward;
         product(share);
         if (fits(terms)) return;
         for (const LowRank<T>& t : terms) {
-            if (turned)
+            if (backward)
                 gemm_nn(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, out, true);
             else
                 gemm_nt(t.rows, t.columns, t.R, 1, t.S, t.lds, t.B, t.ldb, C + t.column, out, true);
@@ -94,20 +95,13 @@ void Cpu<T>::packed_product(int N, int in, int out, const T* x, const float* W, 
 
 template <class T>
 void Cpu<T>::linear(int N, const T* x, const Weight& W, T* y, std::span<const LowRank<T>> added) {
-    packed_product(N, W.cols, W.rows, x, W.packed, y, added, false);
+    packed_product(BForm::kPacked, N, W.cols, W.rows, x, W.packed, y, added, false);
 }
 template <class T>
 void Cpu<T>::linear_backward(int N, const T* dy, const Weight& W, T* dx, std::span<const LowRank<T>> added) {
-    const float* packed = W.packed_back;
-    if (ops_.turn_weight) {  // turned once a call: a small part of what the product takes, and half the memory
-        ORPO_CHECK(int64_t{W.rows} * ((W.cols + 15) / 16 * 16) <= turned_capacity_);
-        items((W.cols + isa_.panel - 1) / isa_.panel, [&](int, int64_t i) {
-            ops_.turn_weight(W.rows, W.cols, W.packed, static_cast<int>(i) * isa_.panel, turned_);
-        });
-        packed = turned_;
-    }
-    ORPO_CHECK(packed);
-    packed_product(N, W.rows, W.cols, dy, packed, dx, added, true);
+    if (ops_.pack_weight_turned) ORPO_CHECK(W.packed_back);
+    packed_product(ops_.pack_weight_turned ? BForm::kPacked : BForm::kTurned, N, W.rows, W.cols, dy,
+                   ops_.pack_weight_turned ? W.packed_back : W.packed, dx, added, true);
 }
 template <class T>
 void Cpu<T>::gemm_nt(int M, int N, int K, double a, const T* A, int lda, const T* B, int ldb, T* C, int ldc,

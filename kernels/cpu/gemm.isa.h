@@ -41,6 +41,7 @@ template <int MR, int NV, bool kCols, bool kPairs>
 #pragma GCC unroll 4
             for (int j = 0; j < NV; ++j) acc[i][j] = load(C + i * ldc + 16 * j);
     }
+#pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
         V b[NV];
 #pragma GCC unroll 4
@@ -92,33 +93,53 @@ struct Ahead {
     }
 };
 
-// All M rows against one panel of B (K, 16 or kNR columns), of which the first n are columns of C.
+// The low-rank terms of a panel of columns, in units (R numbers, or pairs of bf16): packed S of every row, at distance
+// kALd, and packed B (units, width).
+struct LowPanel {
+    int terms = 0;
+    int units[kMostAdded];
+    const float *a[kMostAdded], *b[kMostAdded];
+};
+
+// All M rows against one panel of B (K, 16 or kNR columns), of which the first n are columns of C; not kCols: the
+// products of `low` are added.
 template <bool kCols, bool kPairs = false>
 [[gnu::noinline]] static void panel(int M, int K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C,
-                                    int64_t ldc, int n, bool accumulate, const Ahead& ahead = {}) {
+                                    int64_t ldc, int n, bool accumulate, const Ahead& ahead = {},
+                                    const LowPanel& low = {}) {
     const int width = n <= 16 ? 16 : kNR, blocks = (M + kMR - 1) / kMR;
-    const int chain = kCols ? K : kChain;
+    const int chain = kCols ? K : kChain, chains = (K + chain - 1) / chain;
+    const auto chain_of = [&](int rows, int length, const float* a, const float* b, int64_t distance, float* c,
+                              int64_t ld, bool add) {
+        if (kNV > 1 && width == 16)
+            tile_of<1, kCols, kPairs>(rows, length, a, lda, b, distance, c, ld, add);
+        else
+            tile_of<kNV, kCols, kPairs>(rows, length, a, lda, b, distance, c, ld, add);
+    };
     // Where C is narrower than the panel, and where chains are added up: a column of C's rows may share few cache
     // lines.
     float local[kMR * kNR + 16];
-    const bool direct = n == width && K <= chain, onto = accumulate && K <= chain;
+    const bool once = K <= chain && low.terms == 0;
+    const bool direct = n == width && once, onto = accumulate && once;
     for (int b = 0, m = 0; b < blocks; ++b) {
         const int rows = (M - m + blocks - b - 1) / (blocks - b);  // balanced: 14 or 13, never a last one of 1
         const float* a = A + m * (kCols ? 1 : kPairs ? lda : kALd);
-        if (ahead.from) ahead.fetch(b, blocks);
         float* c = direct ? C + m * ldc : local;
         const int64_t ld = direct ? ldc : width;
         if (!direct && onto)
             for (int i = 0; i < rows; ++i)
                 for (int j = 0; j < width; ++j) local[i * width + j] = j < n ? C[(m + i) * ldc + j] : 0.0f;
-        for (int k = 0; k < K; k += chain) {
-            const int length = K - k < chain ? K - k : chain;
-            const float *ak = a + k * (kCols ? lda : 1), *bk = B + k * ldb;
-            if (kNV > 1 && width == 16)
-                tile_of<1, kCols, kPairs>(rows, length, ak, lda, bk, ldb, c, ld, onto || k > 0);
-            else
-                tile_of<kNV, kCols, kPairs>(rows, length, ak, lda, bk, ldb, c, ld, onto || k > 0);
+        for (int k = 0, part = 0; k < K; k += chain, ++part) {
+            if (ahead.from) ahead.fetch(b * chains + part, blocks * chains);
+            // The next block's C, which a store would have to wait for.
+            if (!kCols && b + 1 < blocks)
+                for (int i = rows * part / chains; i < rows * (part + 1) / chains; ++i)
+                    for (int j = 0; j < n; j += 16) __builtin_prefetch(C + (m + rows + i) * ldc + j, 1, 3);
+            chain_of(rows, K - k < chain ? K - k : chain, a + k * (kCols ? lda : 1), B + k * ldb, ldb, c, ld,
+                     onto || k > 0);
         }
+        for (int t = 0; !kCols && t < low.terms; ++t)
+            chain_of(rows, low.units[t], low.a[t] + m * kALd, low.b[t], width, c, ld, true);
         const bool add_c = accumulate && !onto;
         for (int i = 0; i < rows && !direct; ++i) {
             float* to = C + (m + i) * ldc;
@@ -206,7 +227,7 @@ static void pack_columns(int n, int K, const float* B, int64_t ldb, float* to, i
 }
 
 // Packed weights W (N, K): panels of kNR rows of W, each stored (K, kNR); a last one of up to 16 rows is (K, 16). This
-// is the one copy that is kept: linear_backward turns 32 x 32 blocks of it (contiguous, 4 KB) into a packed W^T.
+// is the one copy that is kept: linear_backward turns 32 x 32 blocks of it (contiguous, 4 KB) into a panel of W^T.
 static inline int panel_width(int64_t N, int64_t first) { return N - first <= 16 ? 16 : kNR; }
 
 // rows: (count, K), rows first .. first + count of W, count <= kNR and a whole panel (or the last).
@@ -238,12 +259,6 @@ static void pack_turned(int64_t N, int K, const float* packed, int64_t first, in
                             width);
         }
     }
-}
-
-// Columns [i0, i0 + kNR) of W as a panel of packed W^T (K, N), in their place in `turned`.
-static void turn_weight(int64_t N, int K, const float* packed, int i0, float* turned) {
-    const int width = panel_width(K, i0), n = K - i0 < width ? K - i0 : width;
-    pack_turned(N, K, packed, 0, static_cast<int>(N), i0, n, turned + i0 * N, width);
 }
 
 static constexpr int kMC = 28 * kMR;  // most rows of A packed at once

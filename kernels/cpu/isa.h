@@ -16,6 +16,7 @@ enum class BForm {
     kRows,     // (K, N) at distance ldb
     kColumns,  // (N, K) at distance ldb
     kPacked,   // packed weights (weight_rows, K)
+    kTurned,   // fp32: packed weights (K, ldb)
 };
 
 // C (M, N) = scale A B (+ C). A (M, K). Columns of B: [first, first + N); first is a multiple of 32.
@@ -26,8 +27,8 @@ struct GemmShare {
     const T* A;
     int64_t lda;
     const T* B;      // kRows, kColumns
-    const float* W;  // kPacked
-    int64_t ldb;
+    const float* W;  // kPacked, kTurned
+    int64_t ldb;     // also: columns of W, kTurned
     BForm form;
     int64_t first, weight_rows;
     Out* C;
@@ -119,9 +120,8 @@ struct Ops {
                         bool turned, float* scratch);
     // temp: 16 units(K) floats
     void (*pack_weight_panel)(int64_t N, int K, int64_t first, const float* rows, float* packed, float* temp);
-    // W^T packed: bf16: from rows of W; fp32: columns [i0, i0 + panel) of it, from packed W. The other one is null.
+    // W^T packed, from rows of W; null: fp32, which turns what it needs (kTurned)
     void (*pack_weight_turned)(int64_t N, int K, int64_t first, int count, const float* rows, float* packed);
-    void (*turn_weight)(int64_t N, int K, const float* packed, int i0, float* turned);
     void (*unpack_weight_row)(int64_t N, int K, const float* packed, int64_t r, T* row);
 
     // rows of (rows, C); see kernels.h for the formulas

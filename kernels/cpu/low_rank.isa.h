@@ -76,3 +76,16 @@ static bool pack_low_panel(const LowRank<bf16>& t, bool turned, int64_t column, 
     return true;
 }
 #endif
+
+// The terms that columns [n0, n0 + n) of the share have. packed_s: what pack_low_rows() packed; to: room for B.
+template <class T, class Out>
+static LowPanel low_panel(const GemmShare<T, Out>& g, const float* packed_s, int n0, int n, float* to, int width) {
+    LowPanel low;
+    for (int i = 0; i < g.added_n; packed_s += rank_units(g.added[i++])) {
+        if (!pack_low_panel(g.added[i], g.added_turned, g.first + n0, n, to, width)) continue;
+        const int units = rank_units(g.added[i]);
+        low.units[low.terms] = units, low.a[low.terms] = packed_s, low.b[low.terms++] = to;
+        to += units * width;
+    }
+    return low;
+}

@@ -1,13 +1,6 @@
 // product.isa.h with bf16 operands: C is rounded to Out once, when all of K and the low-rank terms are summed.
 #if defined(__AVX512BF16__)
 
-// The low-rank terms of a panel of columns: packed S of every row and packed B.
-struct LowPanel {
-    int terms = 0;
-    int units[kMostAdded];
-    const float *a[kMostAdded], *b[kMostAdded];
-};
-
 // A block of sums on its way to C: rows of n columns become C = scale sums (+ C).
 template <class Out>
 struct Rounding {
@@ -238,14 +231,7 @@ static void gemm_bf16(const GemmShare<bf16, Out>& g, float* scratch) {
                     }
                     float* const before = sums + int64_t{n0 - c0} * rows;  // (rows, width)
                     const bool whole = p0 + pairs == pairs_all;
-                    LowPanel low;
-                    const float* s = low_a;
-                    float* to = low_b;
-                    for (int i = 0; whole && i < g.added_n; s += rank_units(g.added[i++])) {
-                        if (!pack_low_panel(g.added[i], g.added_turned, g.first + n0, n, to, width)) continue;
-                        low.units[low.terms] = rank_units(g.added[i]), low.a[low.terms] = s, low.b[low.terms++] = to;
-                        to += rank_units(g.added[i]) * width;
-                    }
+                    const LowPanel low = whole ? low_panel(g, low_a, n0, n, low_b, width) : LowPanel{};
                     const Rounding<Out> rounding = {
                         nullptr, 0, 0, n, g.C + m0 * g.ldc + n0, g.ldc, g.scale, g.accumulate, packed};
                     multiply_panel(kGroup == 32 && !whole ? rows : mc, pairs, rows_a, lda, from, width,

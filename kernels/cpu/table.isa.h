@@ -27,7 +27,6 @@ static Ops<float> fp32_ops() {
     t.tokens_scratch = tokens_scratch;
     t.gemm_tokens = gemm_tokens;
     t.pack_weight_panel = pack_weight_panel;
-    t.turn_weight = turn_weight;
     t.unpack_weight_row = unpack_weight_row<float>;
     t.head_scratch = head_scratch;
     t.head_rows = head_rows;
