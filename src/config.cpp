@@ -50,7 +50,7 @@ int64_t TrainConfig::warmup_steps(int64_t steps) const {
 }
 
 int64_t TrainConfig::total_steps(int64_t pairs) const {
-    ORPO_CHECK(batch_size > 0);
+    ORPO_CHECK(batch_size > 0 && epochs > 0);
     const int64_t per_epoch = (pairs + batch_size - 1) / batch_size;
     const auto steps = static_cast<int64_t>(std::ceil(epochs * static_cast<double>(per_epoch)));
     return max_steps > 0 ? std::min(max_steps, steps) : steps;
@@ -103,10 +103,16 @@ std::vector<std::string> resolve_defaults(TrainConfig& config, const ModelConfig
     if (config.max_length > model.max_positions)
         throw Error(Exit::kUsage, fmt::format("--max-length {}: {} was made for at most {} tokens", config.max_length,
                                               model.name, model.max_positions));
+    const bool small_set = pairs < 2000;
     if (config.batch_size == 0) {
-        config.batch_size = pairs < 2000 ? 8 : 32;
+        config.batch_size = small_set ? 8 : 32;
         lines.push_back(fmt::format("batch-size {}: {} training pairs{}", config.batch_size, pairs,
-                                    pairs < 2000 ? ", small sets need steps" : ""));
+                                    small_set ? ", small sets need steps" : ""));
+    }
+    if (config.epochs == 0) {
+        config.epochs = small_set ? 2 : 1;
+        lines.push_back(fmt::format("epochs {}: {} training pairs{}", config.epochs, pairs,
+                                    small_set ? ", small sets need steps" : ""));
     }
     const int64_t steps = config.total_steps(pairs);
     if (config.lr == 0) {

@@ -43,8 +43,8 @@ struct TrainConfig {
     bool rslora = false;
     // optimisation
     double lr = 0;  // 0: auto, by model size
-    double beta = 0.1;
-    double epochs = 1;
+    double beta = 0.25;
+    double epochs = 0;                // 0: auto, by the number of pairs
     int64_t max_steps = 0;            // 0: none
     int64_t batch_size = 0;           // pairs per optimizer step; 0: auto
     int64_t micro_batch_tokens = 0;   // 0: auto

@@ -34,6 +34,7 @@ struct Request {
 // A field that says "auto" leaves what the run resolved it to.
 void keep_resolved(const TrainConfig& before, TrainConfig& now) {
     if (now.lr == 0) now.lr = before.lr;
+    if (now.epochs == 0) now.epochs = before.epochs;
     if (now.batch_size == 0) now.batch_size = before.batch_size;
     if (now.micro_batch_tokens == 0) now.micro_batch_tokens = before.micro_batch_tokens;
     if (now.eval_every == 0) now.eval_every = before.eval_every;

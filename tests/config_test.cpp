@@ -64,7 +64,7 @@ TrainConfig random_config(std::mt19937_64& rng) {
     c.rslora = whole(0, 1);
     c.lr = whole(0, 3) ? std::exp(real(std::log(1e-300), 0)) : 0;
     c.beta = real(0, 3);
-    c.epochs = real(0.001, 20);
+    c.epochs = whole(0, 3) ? real(0.001, 20) : 0;
     c.max_steps = whole(0, 1000);
     c.batch_size = whole(0, 512);
     c.micro_batch_tokens = whole(0, 1) ? 0 : whole(16, 100000);
@@ -120,7 +120,7 @@ TEST_CASE("config.json holds every field but out and resume") {
     }
     CHECK(json["lr"] == "auto");
     CHECK(json["max-steps"] == "none");
-    CHECK(json["beta"] == 0.1);
+    CHECK(json["beta"] == 0.25);
 }
 
 TEST_CASE("a difference of one bit in any number is seen") {
@@ -243,7 +243,7 @@ TEST_CASE("values as people write them") {
 
 TEST_CASE("steps of a run") {
     TrainConfig c;
-    c.batch_size = 8;
+    c.batch_size = 8, c.epochs = 1;
     CHECK(c.total_steps(224) == 28);
     CHECK(c.total_steps(225) == 29);
     c.epochs = 2.5;
@@ -259,14 +259,17 @@ TEST_CASE("defaults by model size and number of pairs") {
         REQUIRE(official_config(size, &model));
         TrainConfig c;
         const auto lines = resolve_defaults(c, model, pairs, 50);
-        CHECK(lines.size() >= 4);
+        CHECK(lines.size() >= 5);
         CHECK(contains(lines[0], "batch-size"));
+        CHECK(contains(lines[1], "epochs"));
         CHECK(c.eval_every >= 1);
         CHECK(c.save_every >= 1);
         return c;
     };
     CHECK(resolved("135M", 500).lr == 5e-4);
-    CHECK(resolved("135M", 300).lr == 1e-3);  // 38 steps
+    CHECK(resolved("135M", 150).lr == 1e-3);  // 38 steps
+    CHECK(resolved("135M", 500).epochs == 2);
+    CHECK(resolved("135M", 20000).epochs == 1);
     CHECK(resolved("135M", 500).batch_size == 8);
     CHECK(resolved("135M", 20000).lr == 5e-4);
     CHECK(resolved("135M", 20000).batch_size == 32);
@@ -274,7 +277,7 @@ TEST_CASE("defaults by model size and number of pairs") {
     CHECK(resolved("1.7B", 500).lr == 2e-4);
 
     TrainConfig c;
-    c.lr = 3e-5, c.batch_size = 4, c.eval_every = 7, c.save_every = 9;
+    c.lr = 3e-5, c.batch_size = 4, c.epochs = 3, c.eval_every = 7, c.save_every = 9;
     CHECK(resolve_defaults(c, model, 500, 50).empty());
     CHECK(c.lr == 3e-5);
     c.max_length = 100000;

@@ -101,7 +101,7 @@ TEST_CASE("a changed configuration, data file or model is refused with its diffe
         CHECK_MESSAGE(contains(ran.err, what), ran.err);
     };
     refused({"--lr", "1e-3"}, "--lr: was 0.01, is 0.001");
-    refused({"--beta", "0.3", "--batch-size", "5"}, "--beta: was 0.1, is 0.3");
+    refused({"--beta", "0.3", "--batch-size", "5"}, "--beta: was 0.25, is 0.3");
     refused({"--beta", "0.3", "--batch-size", "5"}, "--batch-size: was 4, is 5");
     refused({"--lora-rank", "8"}, "--lora-rank");
     refused({"--seed", "1"}, "--seed");
@@ -118,9 +118,9 @@ TEST_CASE("a changed configuration, data file or model is refused with its diffe
     // Somebody edited the run's configuration.
     const std::string config = io::read_file(out + "/config.json", 1 << 20);
     std::string edited = config;
-    edited.replace(edited.find("\"beta\": 0.1"), 11, "\"beta\": 0.5");
+    edited.replace(edited.find("\"beta\": 0.25"), 12, "\"beta\": 0.5");
     io::write_file_atomic(out + "/config.json", edited);
-    refused({}, "--beta: was 0.1, is 0.5");
+    refused({}, "--beta: was 0.25, is 0.5");
     io::write_file_atomic(out + "/config.json", config);
 
     // Another place for the same bytes, and another rhythm of saving, are fine.
