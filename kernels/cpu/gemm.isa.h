@@ -94,7 +94,7 @@ struct Ahead {
 };
 
 // The low-rank terms of a panel of columns, in units (R numbers, or pairs of bf16): packed S of every row, at distance
-// kALd, and packed B (units, width).
+// kALd, and packed B (units, width). Each term is one more chain, however long.
 struct LowPanel {
     int terms = 0;
     int units[kMostAdded];
